@@ -1,0 +1,213 @@
+"""Every option of the project: its name, type, default and meaning, in one place.
+
+The defaults are the paper's Small model. A file in `configs/` starts from `default()`, changes what it needs and returns
+an `ml_collections.ConfigDict`; the command line may override any key (`--config.sampling.steps=8`). `resolve` turns the
+result into the frozen dataclasses below, which is all that the parts ever see.
+
+This module imports neither jax nor torch, so that the reward sidecar can read its own section.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import ml_collections
+
+from wr1_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Which Wan2.1-shaped diffusers folder to train, and how to compute with it."""
+
+  path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # folder with model_index.json; sizes come from its config.json files
+  dtype: Literal["bfloat16", "float32"] = "bfloat16"  # base weights and matrix products; LoRA and norms are float32
+  vae_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+  vae_frames_per_chunk: int = 1  # latent frames decoded at once; changes memory and speed, never the result
+  attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # auto: cuDNN on GPU, splash on TPU, XLA on CPU
+  # What the backward pass keeps: nothing but each block's input ("full"), also what the attentions need ("attention",
+  # faster and larger), or everything ("none").
+  remat: Literal["full", "attention", "none"] = "full"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+  """Low-rank adapters on q, k, v and out of both attentions: the only weights that are trained."""
+
+  rank: int = 32
+  alpha: float = 64.0
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoConfig:
+  """The clips that are made: pixels and frames per second. frames = 4 k + 1; sides divide by 16."""
+
+  height: int = 480
+  width: int = 832
+  frames: int = 81
+  fps: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraConfig:
+  """What a camera word means, in units in which the scene is `scene_depth` away (the public release's magnitudes)."""
+
+  scene_depth: float = 1000.0
+  focal: float = 1.2  # in image widths
+  zoom: float = 600.0  # push in, pull out
+  move: float = 220.0
+  pan_degrees: float = 14.0
+  orbit_degrees: float = 24.0
+  orbit_radius: float = 600.0
+  pull_move: float = 160.0
+  pull_zoom: float = 300.0
+  pull_yaw_degrees: float = 8.0
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseWarpConfig:
+  """How the camera path enters the start noise."""
+
+  # none; initial: warped noise is the start (paper); blend: a variance-preserving mix with i.i.d. noise;
+  # stepwise_delta: plain start, and a low-passed delta added during the first steps (release).
+  mode: Literal["none", "initial", "blend", "stepwise_delta"] = "stepwise_delta"
+  strength: float = 0.35  # of blend and stepwise_delta
+  degradation: float = 0.35  # share of fresh noise mixed into the warped noise, variance kept
+  upscale: int = 4  # noise is carried on a grid this many times finer than the latents
+  max_flow: float = 0.25  # cap on the flow of one frame, in longer sides
+  delta_steps: float = 0.16  # stepwise_delta: share of the steps that get a delta
+  delta_last_weight: float = 0.1  # stepwise_delta: weights fall from 1 to this, then are normalised
+  delta_blur: int = 9  # stepwise_delta: side of the box that low-passes the delta, in latent pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """Rollouts: the sigma grid, guidance, and where and how the policy is stochastic."""
+
+  steps: int = 20
+  shift: float = 3.0  # 3.0 for 480p, 5.0 for 720p
+  guidance: float = 5.0  # 1.0: no guidance, in rollouts and updates alike
+  negative_prompt: str = ""
+  text_length: int = 512  # tokens
+  noise: Literal["linear", "sqrt", "cps"] = "linear"
+  sqrt_scale: float = 0.7  # a of "sqrt"
+  sqrt_max_sigma: float = 0.96  # "sqrt" clamps the sigma of its denominator here, or the first step explodes
+  cps_eta: float = 0.8  # eta of "cps"
+  window: int = 1  # stochastic steps of a rollout; only these are stored and trained
+  window_start_min: int = 0  # the window starts at a step drawn uniformly from min..max, both included
+  window_start_max: int = 9
+  shared_start_noise: bool = True  # one start for a whole group: its deterministic prefix is computed once
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+  """Flow-GRPO's clipped policy loss with a closed-form KL to the LoRA-off reference."""
+
+  clip_range: float = 1e-3
+  kl_weight: float = 0.004  # 0 skips the reference passes
+  advantage_clip: float = 5.0
+  advantage_std: Literal["group", "batch"] = "group"
+  step_weights: bool = True  # Flash-GRPO's lambda
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW and the running average of the adapters."""
+
+  learning_rate: float = 1e-4
+  beta1: float = 0.9
+  beta2: float = 0.999
+  weight_decay: float = 1e-4
+  max_grad_norm: float = 1.0
+  ema_decay: float = 0.9  # ceiling; the decay warms up as (1 + n) / (10 + n)
+  ema_every: int = 8  # optimiser steps between two averages
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructionConfig:
+  """The weight-free reconstructor: camera path and Gaussian scene from the video alone."""
+
+  max_pixels: int = 96 * 160  # a larger frame is shrunk to about this area first
+  max_frames: int = 33  # of a longer clip, this many evenly spaced frames are optimised and the rest interpolated
+  focal: float = 1.2  # assumed focal length in image widths
+  iterations: int = 1  # multiplies the optimiser's steps: more is slower and more accurate
+  offset_back: float = 0.15  # the offset view: this far behind the path, in median depths
+  offset_side: float = 0.15  # and this far to its side
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardsConfig:
+  """What a clip is worth, and the process that finds out."""
+
+  python: str = ""  # interpreter of the sidecar; empty: this one
+  device: str = "cpu"
+  threads: int = 1  # of the sidecar
+  reconstructor: str = "photometric"
+  meta: str = "offset_view_proxy"
+  general: str = "frame_quality_proxy"
+  reconstruction: ReconstructionConfig = ReconstructionConfig()
+  general_weight: float = 1.0  # lambda_gen
+  general_frames: int = 8  # R_gen looks at the first K frames
+  lpips_network: Literal["alexnet", "vgg16"] = "alexnet"
+  translation_tolerance: float = 0.25  # S_traj = exp(-(e_t / this + e_r / that)), in target path lengths
+  rotation_tolerance_degrees: float = 6.0
+  max_scale: float = 3.0  # the fitted scale of a recovered path stays within [1/this, this]
+  job_seconds: float = 300.0  # a job that takes longer is given up and its sidecar restarted
+  retries: int = 1  # of a job, each on a fresh sidecar; after that its rewards are NaN with a reason
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Prompt files: UTF-8, one prompt a line. Empty: those shipped with the package."""
+
+  static_prompts: str = ""
+  dynamic_prompts: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis; one axis may be -1 and takes what is left."""
+
+  data: int = -1
+  fsdp: int = 1
+  sequence: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The loop."""
+
+  seed: int = 0
+  iterations: int = 300
+  main_iterations: int = 100  # R, on static prompts
+  dynamic_iterations: int = 50  # R_gen alone, on dynamic prompts; then main again. 0: no periodic phase
+  groups: int = 48  # prompts an iteration
+  group_size: int = 8  # videos a prompt
+  groups_per_rollout: int = 1  # prompts that roll out together: one compiled batch of groups_per_rollout * group_size
+  decode_batch: int = 1  # videos decoded at once
+  update_batch: int = 1  # stored steps in one forward and backward pass; gradients are accumulated
+  checkpoint_every: int = 10  # iterations
+  keep_checkpoints: int = 3
+  video_every: int = 10  # iterations between two logged videos
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run."""
+
+  model: ModelConfig = ModelConfig()
+  lora: LoRAConfig = LoRAConfig()
+  video: VideoConfig = VideoConfig()
+  camera: CameraConfig = CameraConfig()
+  noise_warp: NoiseWarpConfig = NoiseWarpConfig()
+  sampling: SamplingConfig = SamplingConfig()
+  objective: ObjectiveConfig = ObjectiveConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  rewards: RewardsConfig = RewardsConfig()
+  data: DataConfig = DataConfig()
+  mesh: MeshConfig = MeshConfig()
+  train: TrainConfig = TrainConfig()
