@@ -211,3 +211,68 @@ class Config:
   data: DataConfig = DataConfig()
   mesh: MeshConfig = MeshConfig()
   train: TrainConfig = TrainConfig()
+
+
+def default() -> ml_collections.ConfigDict:
+  """All options at their defaults, typed and locked: assigning an unknown key or another type is an error."""
+  return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def option_names() -> frozenset[str]:
+  """The dotted name of every option and of every section, as in `--config.sampling.steps`."""
+  return frozenset(_names(Config, prefix=""))
+
+
+def unknown_option(name: str) -> UserError:
+  """The error for an option that does not exist; suggests the nearest ones that do."""
+  near = difflib.get_close_matches(name, sorted(option_names()), n=3, cutoff=0.5)
+  hint = f"the nearest are: {', '.join(near)}" if near else "wr1_jax/config.py lists all options"
+  return UserError(f"the config has no option '{name}'; {hint}.")
+
+
+def resolve(values: ml_collections.ConfigDict) -> Config:
+  """Checks `values` against the schema above and returns it as frozen dataclasses.
+
+  Raises:
+    UserError: an option is unknown, missing or of the wrong type, or outside its choices.
+  """
+  return _resolve(values, Config, prefix="")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+  """Plain nested dicts of a config, for JSON."""
+  return dataclasses.asdict(config)
+
+
+def _names(schema: type, prefix: str) -> list[str]:
+  names = []
+  for name, kind in typing.get_type_hints(schema).items():
+    names.append(prefix + name)
+    if dataclasses.is_dataclass(kind):
+      names += _names(kind, f"{prefix}{name}.")
+  return names
+
+
+def _resolve(values: Mapping[str, Any], schema: type, prefix: str) -> Any:
+  kinds = typing.get_type_hints(schema)
+  for name in values:
+    if name not in kinds:
+      raise unknown_option(prefix + name)
+  missing = [prefix + name for name in kinds if name not in values]
+  if missing:
+    raise UserError(f"the config lacks {', '.join(missing)}; start it from wr1_jax.config.default().")
+  return schema(**{name: _checked(values[name], kind, prefix + name) for name, kind in kinds.items()})
+
+
+def _checked(value: Any, kind: Any, name: str) -> Any:
+  if dataclasses.is_dataclass(kind):
+    return _resolve(value, kind, prefix=f"{name}.")
+  if typing.get_origin(kind) is Literal:
+    if value not in typing.get_args(kind):
+      raise UserError(f"config.{name} is {value!r}; it can be {', '.join(map(repr, typing.get_args(kind)))}.")
+    return value
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise UserError(f"config.{name} is {value!r}, a {type(value).__name__}; it must be of type {kind.__name__}.")
+  return value

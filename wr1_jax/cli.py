@@ -1,0 +1,52 @@
+"""The command line that every program of the package shares: `--config=FILE`, `--config.KEY=VALUE` and its own flags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from wr1_jax import config as config_lib
+from wr1_jax.errors import UserError
+
+
+def parse(
+    argv: Sequence[str], define_flags: Callable[[flags.FlagValues], None]
+) -> tuple[config_lib.Config, flags.FlagValues]:
+  """Parses `argv` (program name first); `define_flags` adds the program's own flags.
+
+  Raises:
+    UserError: no or a wrong `--config`, an unknown flag or option, or a value of the wrong type.
+  """
+  values = flags.FlagValues()
+  config_flag = config_flags.DEFINE_config_file(
+      "config", help_string="config file, a Python file", flag_values=values, sys_argv=list(argv)
+  )
+  define_flags(values)
+  _check_config_arguments(argv)
+  try:
+    rest = values(list(argv))
+  except (flags.Error, TypeError, ValueError) as error:
+    raise UserError(f"the command line could not be read: {error}") from error
+  if len(rest) > 1:
+    raise UserError(f"unexpected argument '{rest[1]}'; every argument is written as --name=value.")
+  return config_lib.resolve(config_flag.value), values
+
+
+def _check_config_arguments(argv: Sequence[str]) -> None:
+  """Wrong paths and keys, said more plainly than the flag library does."""
+  path = None
+  for i, argument in enumerate(argv):
+    name, equals, value = argument.lstrip("-").partition("=")
+    if not argument.startswith("-"):
+      continue
+    if name == "config":
+      path = value if equals else argv[i + 1] if i + 1 < len(argv) else ""
+    elif name.startswith("config.") and name.removeprefix("config.") not in config_lib.option_names():
+      raise config_lib.unknown_option(name.removeprefix("config."))
+  if path is None:
+    raise UserError("--config=FILE is missing, for example --config=configs/tiny.py.")
+  if not Path(path).is_file():
+    raise UserError(f"--config={path}: there is no such file (looked in {Path.cwd()}).")

