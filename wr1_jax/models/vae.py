@@ -51,7 +51,6 @@ class VAEConfig:
   z_dim: int = 16  # latent channels
   dim_mult: tuple[int, ...] = (1, 2, 4, 4)  # channels of each stage, in base_dims; frames halve between stages
   num_res_blocks: int = 2
-  attn_scales: tuple[float, ...] = ()  # scales at which the encoder has attention, 1 being full resolution
   temperal_downsample: tuple[bool, ...] = (False, True, True)  # which halvings also halve the number of frames
   latents_mean: tuple[float, ...] = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -61,7 +60,8 @@ class VAEConfig:
     2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
   )  # fmt: skip
-  # Options of Wan2.2's autoencoder, known here only to be refused.
+  # Options that Wan2.1's autoencoder does not use, known here only to be refused.
+  attn_scales: tuple[float, ...] = ()
   is_residual: bool = False
   patch_size: int | None = None
   in_channels: int = 3
@@ -72,16 +72,25 @@ class VAEConfig:
     """Reads `folder`/config.json; a `UserError` where it is absent, or describes another kind of autoencoder."""
     config = weights.parse_config(cls, weights.read_config(folder), folder)
     place = Path(folder) / "config.json"
-    for name in ("is_residual", "patch_size", "in_channels", "out_channels"):
-      value, supported = getattr(config, name), getattr(cls, name)
+    unused = {
+      "attn_scales": (config.attn_scales, ()),
+      "is_residual": (config.is_residual, False),
+      "patch_size": (config.patch_size, None),
+      "in_channels": (config.in_channels, 3),
+      "out_channels": (config.out_channels, 3),
+    }
+    for name, (value, supported) in unused.items():
       if value != supported:
-        raise UserError(f"{place} has {name} = {value}; only {supported} is supported: this looks like the autoencoder of "
-                        "Wan2.2, and Wan2.1's is needed.")
-    lengths = {"temperal_downsample": len(config.dim_mult) - 1, "latents_mean": config.z_dim, "latents_std": config.z_dim}
-    for name, length in lengths.items():
-      if len(getattr(config, name)) != length:
-        raise UserError(f"{place} has {len(getattr(config, name))} values in {name}; {length} would go with its dim_mult "
-                        "and z_dim.")
+        raise UserError(f"{place} has {name} = {value}; only {supported} is supported. Wan2.1's autoencoder is needed, and "
+                        "this may be Wan2.2's.")
+    lengths = {
+      "temperal_downsample": (len(config.temperal_downsample), len(config.dim_mult) - 1),
+      "latents_mean": (len(config.latents_mean), config.z_dim),
+      "latents_std": (len(config.latents_std), config.z_dim),
+    }
+    for name, (length, expected) in lengths.items():
+      if length != expected:
+        raise UserError(f"{place} has {length} values in {name}; {expected} would go with its dim_mult and z_dim.")
     return config
 
   @property
@@ -130,8 +139,6 @@ class Encoder(nnx.Module):
       channels = config.base_dim * multiple
       for _ in range(config.num_res_blocks):
         layers.append(ResidualBlock(inputs, channels, dtype=dtype, rngs=rngs))
-        if 0.5**stage in config.attn_scales:
-          layers.append(AttentionBlock(channels, dtype=dtype, rngs=rngs))
         inputs = channels
       if stage < len(config.dim_mult) - 1:
         layers.append(Downsample(channels, temporal=config.temperal_downsample[stage], dtype=dtype, rngs=rngs))

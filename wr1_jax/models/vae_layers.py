@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 Memory = tuple[Float[Array, "B T H W C"], ...]
 
 _KERNEL_FRAMES = 3  # every convolution over time sees the current frame and two earlier ones
+_OVER_TIME = (_KERNEL_FRAMES, 1, 1)  # kernel of the convolutions that only mix frames
 
 
 class Stream:
@@ -132,9 +133,8 @@ class ResidualBlock(nnx.Module):
     self.conv1 = VideoConv(inputs, outputs, dtype=dtype, rngs=rngs)
     self.norm2 = ChannelNorm(outputs)
     self.conv2 = VideoConv(outputs, outputs, dtype=dtype, rngs=rngs)
-    self.conv_shortcut = None
-    if inputs != outputs:
-      self.conv_shortcut = VideoConv(inputs, outputs, (1, 1, 1), dtype=dtype, rngs=rngs)
+    unequal = inputs != outputs
+    self.conv_shortcut = VideoConv(inputs, outputs, (1, 1, 1), dtype=dtype, rngs=rngs) if unequal else None
 
   def __call__(self, x: Float[Array, "B T H W I"], stream: Stream) -> Float[Array, "B T H W O"]:
     shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
@@ -165,10 +165,8 @@ class Downsample(nnx.Module):
 
   def __init__(self, channels: int, *, temporal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
     self.resample = FrameConv(channels, channels, 3, stride=2, padding=(0, 1), dtype=dtype, rngs=rngs)
-    self.time_conv = None
-    if temporal:
-      size = (_KERNEL_FRAMES, 1, 1)
-      self.time_conv = VideoConv(channels, channels, size, time_stride=2, dtype=dtype, rngs=rngs)
+    halving = dict(size=_OVER_TIME, time_stride=2)
+    self.time_conv = VideoConv(channels, channels, **halving, dtype=dtype, rngs=rngs) if temporal else None
 
   def __call__(self, x: Float[Array, "B T H W C"], stream: Stream) -> Float[Array, "B T2 H2 W2 C"]:
     x = self.resample(x)
@@ -184,9 +182,7 @@ class Upsample(nnx.Module):
 
   def __init__(self, channels: int, *, temporal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
     self.resample = FrameConv(channels, channels // 2, 3, padding=(1, 1), dtype=dtype, rngs=rngs)
-    self.time_conv = None
-    if temporal:
-      self.time_conv = VideoConv(channels, 2 * channels, (_KERNEL_FRAMES, 1, 1), dtype=dtype, rngs=rngs)
+    self.time_conv = VideoConv(channels, 2 * channels, _OVER_TIME, dtype=dtype, rngs=rngs) if temporal else None
 
   def __call__(self, x: Float[Array, "B T H W C"], stream: Stream) -> Float[Array, "B T2 H2 W2 C/2"]:
     if self.time_conv is not None:

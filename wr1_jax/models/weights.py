@@ -107,7 +107,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
   """The contents of `folder`/config.json; a `UserError` where there is no such folder, file or JSON object."""
   folder = Path(folder)
   if not folder.is_dir():
-    raise UserError(f"There is no folder {folder}: it should hold one model in diffusers layout (config.json and "
+    raise UserError(f"there is no folder {folder}: it should hold one model in diffusers layout (config.json and "
                     "safetensors files).")
   return _read_json(folder / "config.json")
 
@@ -257,7 +257,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.is_file():
       return [single]
   expected = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
-  raise UserError(f"There are no weights in {folder}: it should hold {expected}, or such a file's index "
+  raise UserError(f"there are no weights in {folder}: it should hold {expected}, or such a file's index "
                   "(.safetensors.index.json) and its parts.")
 
 
@@ -290,11 +290,11 @@ def _check_tensors(
       ("In the files but not in the model", unexpected),
       ("Of another shape", misshaped),
     ) if names]
-    raise UserError(f"The weights in {checkpoint.folder} are not those of the model that its config.json describes. "
+    raise UserError(f"the weights in {checkpoint.folder} are not those of the model that its config.json describes. "
                     f"{' '.join(differences)} Weights and config.json must come from the same Wan2.1-shaped model.")
   odd = [f"{name} is {checkpoint.dtype(name)}" for name in sorted(expected) if checkpoint.dtype(name) not in _FLOATS]
   if odd:
-    raise UserError(f"The weights in {checkpoint.folder} are not all of a kind that can be read ({', '.join(_FLOATS)}): "
+    raise UserError(f"the weights in {checkpoint.folder} are not all of a kind that can be read ({', '.join(_FLOATS)}): "
                     f"{_bounded(odd)}. Use an unquantised checkpoint.")
 
 
@@ -356,7 +356,7 @@ def _read_json(path: Path) -> dict[str, Any]:
   try:
     contents = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
-    raise UserError(f"There is no {path.name} in {path.parent}: a model folder in diffusers layout has one.") from None
+    raise UserError(f"there is no {path.name} in {path.parent}: a model folder in diffusers layout has one.") from None
   except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read as JSON ({error}).") from None
   if not isinstance(contents, dict):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from wr1_jax.config import Config
 from wr1_jax.errors import UserError
 
@@ -26,21 +24,6 @@ def latent_shape(config: Config, channels: int) -> tuple[int, int, int, int]:
       video.width // _VAE_STRIDE,
       channels,
   )
-
-
-def check_sharding(config: Config, shards: int) -> None:
-  """Raises `UserError` where a batch does not divide among the `shards` = data x fsdp parts of the mesh."""
-  train = config.train
-  for name, size in (
-      ("train.groups_per_rollout x train.group_size", train.groups_per_rollout * train.group_size),
-      ("train.decode_batch", train.decode_batch),
-      ("train.update_batch", train.update_batch),
-  ):
-    if size % shards:
-      raise UserError(
-          f"{name} = {size} does not divide among the {shards} parts of the mesh (mesh.data x mesh.fsdp); make it a "
-          f"multiple of {shards}, for example {math.ceil(size / shards) * shards}."
-      )
 
 
 def _check_video(config: Config) -> None:
@@ -83,14 +66,9 @@ def _check_batches(config: Config) -> None:
         f"train.groups = {train.groups} does not divide by train.groups_per_rollout = {train.groups_per_rollout}."
     )
   rollout = train.groups_per_rollout * train.group_size
-  if rollout % train.decode_batch:
-    raise UserError(
-        f"a rollout makes train.groups_per_rollout x train.group_size = {rollout} videos, which does not divide by "
-        f"train.decode_batch = {train.decode_batch}."
-    )
-  stored = train.groups * train.group_size * config.sampling.window
-  if stored % train.update_batch:
-    raise UserError(
-        f"an iteration stores train.groups x train.group_size x sampling.window = {stored} steps, which does not "
-        f"divide by train.update_batch = {train.update_batch}."
-    )
+  for name in ("decode_batch", "update_batch"):
+    if rollout % vars(train)[name]:
+      raise UserError(
+          f"a rollout makes train.groups_per_rollout x train.group_size = {rollout} videos, which does not divide by "
+          f"train.{name} = {vars(train)[name]}."
+      )

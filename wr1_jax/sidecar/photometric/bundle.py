@@ -1,0 +1,195 @@
+"""Photometric bundle adjustment: Levenberg-Marquardt over the poses of all frames and the depth of one of them.
+
+The depth of the reference frame is a coarse grid of log inverse depths q, interpolated bilinearly. A reference pixel with
+ray x is seen by frame t at the projection of y = R_t x + exp(q) t_t; its residual is the difference in brightness,
+I_t(y) - I_ref(x). Since y is the point scaled by its inverse depth, nothing is divided by a depth and far points are
+harmless.
+
+All work is batched over hypotheses b: different clips, or different starts for one clip. Hypotheses never mix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from wr1_jax.sidecar.photometric.lie import motion
+
+FRAME_UNKNOWNS = 8  # rotation 3, translation 3, gain, bias
+OUTSIDE_COST = 0.5  # of a point that a frame does not see; a residual costs at most 1
+NEAREST = 0.05  # a point this close to a camera, as a share of its depth, counts as not seen
+
+
+@dataclasses.dataclass(frozen=True)
+class Unknowns:
+  """What is estimated: `poses` are world-to-camera, the world being the reference camera; float64."""
+
+  poses: Float[Tensor, "b T 4 4"]
+  light: Float[Tensor, "b T 2"]  # log gain and bias that take frame t's brightness to the reference's
+  depth: Float[Tensor, "b g"]  # log inverse depth at the grid's nodes
+
+  def choose(self, index) -> Unknowns:
+    return Unknowns(self.poses[index], self.light[index], self.depth[index])
+
+  def where(self, mask: Bool[Tensor, "b"], other: Unknowns) -> Unknowns:
+    """These unknowns where `mask` is set, `other` elsewhere."""
+    pick = lambda a, b: torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+    return Unknowns(pick(self.poses, other.poses), pick(self.light, other.light), pick(self.depth, other.depth))
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+  """One level of the image pyramid and what stays fixed while it is solved.
+
+  `images` holds brightness and its two derivatives along columns and rows, [b, T, 3, h, w].
+  """
+
+  images: Float[Tensor, "b T 3 h w"]
+  reference: int  # index of the reference frame
+  rays: Float[Tensor, "3 p"]  # of the reference pixels, third coordinate 1
+  camera: Float[Tensor, "4"]  # fx, fy, cx, cy in pixels of this level
+  weights: Float[Tensor, "p g"]  # bilinear weights of the grid's nodes at the reference pixels
+  roughness: Float[Tensor, "g g"]  # quadratic form of the prior on the depth grid
+  scale: Float[Tensor, "b"]  # residual at which a pixel starts to count as an outlier
+
+  def choose(self, index) -> Level:
+    return dataclasses.replace(self, images=self.images[index], scale=self.scale[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+  """The linearised problem at one point: cost, gradient and Gauss-Newton matrix, unknowns ordered frames then depth."""
+
+  cost: Float[Tensor, "b"]  # mean over frames and points, in [0, 1], plus priors
+  gradient: Float[Tensor, "b n"]
+  matrix: Float[Tensor, "b n n"]
+
+  def where(self, mask: Bool[Tensor, "b"], other: System) -> System:
+    return System(torch.where(mask, self.cost, other.cost),
+                  torch.where(mask[:, None], self.gradient, other.gradient),
+                  torch.where(mask[:, None, None], self.matrix, other.matrix))
+
+
+@dataclasses.dataclass(frozen=True)
+class Priors:
+  """Weights of what is believed before looking, per point and frame of image evidence."""
+
+  depth: float = 1e-4  # keeps the mean log depth near 0: translations are in depth units
+  rough: float = 3e-3  # differences between neighbouring nodes
+  light: float = 0.1
+  still: float = 1e-5  # translations near 0: a camera moves only if that explains something
+
+
+def sample(images: Float[Tensor, "n c h w"], u: Float[Tensor, "n p"], v: Float[Tensor, "n p"]) -> Float[Tensor, "n c p"]:
+  """Bilinear samples at pixel positions; the first pixel's centre is (0.5, 0.5)."""
+  h, w = images.shape[-2:]
+  grid = torch.stack([2 * u / w - 1, 2 * v / h - 1], -1)[:, None]
+  return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
+
+
+def residuals(level: Level, unknowns: Unknowns):
+  """Where each frame sees the reference pixels and how its brightness differs: y, gradient, value, residual, seen."""
+  b, frames, _, h, w = level.images.shape
+  inverse_depth = torch.exp(unknowns.depth.float() @ level.weights.T)  # [b, p]
+  pose = unknowns.poses.float()
+  y = pose[..., :3, :3] @ level.rays + inverse_depth[:, None, None] * pose[..., :3, 3:]  # [b, T, 3, p]
+  fx, fy, cx, cy = level.camera
+  z = y[:, :, 2].clamp_min(NEAREST)
+  u, v = fx * y[:, :, 0] / z + cx, fy * y[:, :, 1] / z + cy
+  seen = (y[:, :, 2] > NEAREST) & (u > 0) & (u < w) & (v > 0) & (v < h)
+  samples = sample(level.images.flatten(0, 1), u.flatten(0, 1), v.flatten(0, 1)).reshape(b, frames, 3, -1)
+  reference = level.images[:, level.reference, 0].reshape(b, 1, -1)
+  value = torch.exp(unknowns.light[..., :1].float()) * samples[:, :, 0]
+  residual = value + unknowns.light[..., 1:].float() - reference
+  return y, inverse_depth, samples[:, :, 1:], value, residual, seen
+
+
+def linearise(level: Level, unknowns: Unknowns, priors: Priors) -> System:
+  """The robust cost (Geman-McClure) and its Gauss-Newton system by iteratively reweighted least squares."""
+  y, inverse_depth, slope, value, residual, seen = residuals(level, unknowns)
+  b, frames, points = residual.shape
+  count = frames * points
+  ratio = (residual / level.scale[:, None, None]) ** 2
+  loss = torch.where(seen, ratio / (1 + ratio), OUTSIDE_COST)
+  weight = seen / (1 + ratio) ** 2 / (level.scale[:, None, None] ** 2 * count)
+
+  fx, fy, _, _ = level.camera
+  z = y[:, :, 2].clamp_min(NEAREST)
+  gain = torch.exp(unknowns.light[..., :1].float())
+  gx, gy = gain * slope[:, :, 0] * fx / z, gain * slope[:, :, 1] * fy / z
+  g = torch.stack([gx, gy, -(gx * y[:, :, 0] + gy * y[:, :, 1]) / z], 2)  # d residual / d y, [b, T, 3, p]
+  rho = inverse_depth[:, None]
+  jacobian = torch.cat([torch.linalg.cross(y, g, dim=2), rho[:, :, None] * g, value[:, :, None],
+                        torch.ones_like(value)[:, :, None]], 2)  # [b, T, 8, p]
+  jacobian[:, level.reference] = 0
+  to_depth = rho * (g * unknowns.poses[..., :3, 3:].float()).sum(2)  # [b, T, p]
+
+  weighted = jacobian * weight[:, :, None]
+  frame_block = weighted @ jacobian.transpose(-1, -2)
+  cross_block = (weighted * to_depth[:, :, None]).flatten(1, 2) @ level.weights
+  depth_weight = (weight * to_depth**2).sum(1)
+  depth_block = (level.weights.T * depth_weight[:, None]) @ level.weights
+  n, nodes = frames * FRAME_UNKNOWNS, level.weights.shape[1]
+  matrix = residual.new_zeros(b, n + nodes, n + nodes, dtype=torch.float64)
+  blocks = matrix[:, :n, :n].unflatten(1, (frames, -1)).unflatten(3, (frames, -1))
+  blocks.diagonal(dim1=1, dim2=3).copy_(frame_block.permute(0, 2, 3, 1))
+  matrix[:, :n, n:] = cross_block
+  matrix[:, n:, :n] = cross_block.transpose(1, 2)
+  matrix[:, n:, n:] = depth_block
+  gradient = torch.cat([(weighted @ residual[..., None])[..., 0].flatten(1),
+                        (weight * residual * to_depth).sum(1) @ level.weights], 1).double()
+  return _add_priors(level, unknowns, priors, loss.mean((1, 2)).double(), gradient, matrix)
+
+
+def _add_priors(level, unknowns, priors, cost, gradient, matrix) -> System:
+  frames = unknowns.poses.shape[1]
+  n = frames * FRAME_UNKNOWNS
+  eye = torch.eye(level.weights.shape[1], dtype=torch.float64, device=matrix.device)
+  nodes = len(eye)
+  shape = (priors.rough * level.roughness.double() + priors.depth * eye) / nodes
+  pull = unknowns.depth @ shape
+  matrix[:, n:, n:] += shape
+  gradient[:, n:] += pull
+  cost = cost + 0.5 * (pull * unknowns.depth).sum(1)
+
+  state = torch.cat([torch.zeros_like(unknowns.poses[..., :3, 3]), unknowns.poses[..., :3, 3], unknowns.light], -1)
+  strength = matrix.new_tensor([0, 0, 0, *[priors.still] * 3, priors.light, priors.light]) / frames
+  gradient[:, :n] += (strength * state).flatten(1)
+  matrix.diagonal(dim1=1, dim2=2)[:, :n] += strength.repeat(frames)
+  cost = cost + 0.5 * (strength * state**2).sum((1, 2))
+  return System(cost, gradient, matrix)
+
+
+def step(unknowns: Unknowns, delta: Float[Tensor, "b n"]) -> Unknowns:
+  """Moves the unknowns by one solution of the linear system."""
+  b, frames = unknowns.poses.shape[:2]
+  per_frame = delta[:, : frames * FRAME_UNKNOWNS].reshape(b, frames, FRAME_UNKNOWNS)
+  return Unknowns(motion(per_frame[..., :6]) @ unknowns.poses, unknowns.light + per_frame[..., 6:],
+                  unknowns.depth + delta[:, frames * FRAME_UNKNOWNS :].clamp(-1, 1))
+
+
+def solve(level: Level, unknowns: Unknowns, iterations: int, priors: Priors) -> tuple[Unknowns, Float[Tensor, "b"]]:
+  """Levenberg-Marquardt for a fixed number of iterations: a step is kept only where it lowers the cost.
+
+  Returns:
+    The unknowns and their final cost.
+  """
+  system = linearise(level, unknowns, priors)
+  damping = torch.full_like(system.cost, 1e-3)
+  for _ in range(iterations):
+    matrix = system.matrix.clone()
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
+    diagonal += damping[:, None] * diagonal + 1e-12
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    delta = -torch.cholesky_solve(system.gradient[..., None], factor)[..., 0]
+    trial = step(unknowns, torch.nan_to_num(delta).clamp(-1, 1))
+    trial_system = linearise(level, trial, priors)
+    better = (trial_system.cost < system.cost) & (info == 0)
+    unknowns = trial.where(better, unknowns)
+    system = trial_system.where(better, system)
+    damping = torch.where(better, damping / 4, damping * 6).clamp(1e-6, 1e4)
+  return unknowns, system.cost

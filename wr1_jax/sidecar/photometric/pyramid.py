@@ -1,0 +1,65 @@
+"""Image pyramids and the depth grids that go with their levels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from wr1_jax.sidecar.photometric.bundle import Level
+
+LUMA = (0.299, 0.587, 0.114)
+COARSEST_SIDE = 12  # pixels of the shorter side
+
+
+def brightness(frames: UInt8[Tensor, "b T h w 3"]) -> Float[Tensor, "b T h w"]:
+  """Luma in [0, 1]."""
+  return (frames.float() / 255) @ torch.tensor(LUMA, device=frames.device)
+
+
+def pyramid(image: Float[Tensor, "b T h w"]) -> list[Float[Tensor, "b T h w"]]:
+  """Halved again and again down to `COARSEST_SIDE`; coarsest first, the full size last."""
+  levels = [image]
+  while min(levels[-1].shape[-2:]) // 2 >= COARSEST_SIDE:
+    levels.append(F.avg_pool2d(levels[-1], 2))
+  return levels[::-1]
+
+
+def with_slopes(image: Float[Tensor, "b T h w"]) -> Float[Tensor, "b T 3 h w"]:
+  """The image and its central differences along columns and rows."""
+  padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+  along_u = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+  along_v = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+  return torch.stack([image, along_u, along_v], 2)
+
+
+def _hat_weights(points: int, nodes: int) -> Float[Tensor, "points nodes"]:
+  """Linear interpolation weights of `nodes` evenly spread nodes at `points` pixel centres of one axis."""
+  position = ((torch.arange(points) + 0.5) / points * nodes - 0.5).clamp(0, nodes - 1)
+  return (1 - (position[:, None] - torch.arange(nodes)).abs()).clamp_min(0)
+
+
+def grid_weights(size: tuple[int, int], grid: tuple[int, int]) -> Float[Tensor, "p g"]:
+  """Bilinear weights of a grid of nodes at every pixel of an image, both in row-major order."""
+  return torch.kron(_hat_weights(size[0], grid[0]), _hat_weights(size[1], grid[1]))
+
+
+def roughness(grid: tuple[int, int]) -> Float[Tensor, "g g"]:
+  """The quadratic form that sums the squared differences between neighbouring nodes."""
+  def path(n):
+    difference = torch.eye(n)[1:] - torch.eye(n)[:-1]
+    return difference.T @ difference
+  return torch.kron(path(grid[0]), torch.eye(grid[1])) + torch.kron(torch.eye(grid[0]), path(grid[1]))
+
+
+def make_level(image: Float[Tensor, "b T h w"], camera: Float[Tensor, "4"], reference: int, grid: tuple[int, int],
+               outlier: float) -> Level:
+  """The bundle adjustment of one level. `camera` is in pixels of this level; `outlier` is in standard deviations."""
+  h, w = image.shape[-2:]
+  v, u = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+  fx, fy, cx, cy = camera
+  rays = torch.stack([(u - cx) / fx, (v - cy) / fy, torch.ones_like(u)]).flatten(1)
+  scale = outlier * image.std((2, 3)).mean(1).clamp_min(1e-3)
+  return Level(with_slopes(image), reference, rays.to(image), camera.to(image), grid_weights((h, w), grid).to(image),
+               roughness(grid).to(image), scale)
