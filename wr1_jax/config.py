@@ -157,6 +157,7 @@ class RewardsConfig:
   rotation_tolerance_degrees: float = 6.0
   max_scale: float = 3.0  # the fitted scale of a recovered path stays within [1/this, this]
   job_seconds: float = 300.0  # a job that takes longer is given up and its sidecar restarted
+  start_seconds: float = 300.0  # a sidecar that is not ready by then has failed
   retries: int = 1  # of a job, each on a fresh sidecar; after that its rewards are NaN with a reason
 
 

@@ -24,9 +24,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, DTypeLike, Float, UInt8
 
 from wr1_jax.errors import UserError
 from wr1_jax.models import weights
@@ -40,6 +39,7 @@ from wr1_jax.models.vae_layers import (
   VideoConv,
 )
 from wr1_jax.models.weights import CONV2D, CONV3D, Layout, Tensor
+from wr1_jax.parallel.mesh import replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +280,7 @@ def to_uint8(video: Float[Array, "*dims"]) -> UInt8[Array, "*dims"]:
   return jnp.round(jnp.clip(video, -1.0, 1.0) * 127.5 + 127.5).astype(jnp.uint8)
 
 
-def table(state: nnx.State) -> dict[str, Tensor]:
+def tensor_table(state: nnx.State) -> dict[str, Tensor]:
   """Where `AutoencoderKLWan`'s checkpoint holds each leaf of a `WanVAE`'s state: the modules have diffusers' names."""
   return {"/".join(map(str, path)): _tensor(path, variable) for path, variable in nnx.to_flat_state(state)}
 
@@ -306,5 +306,5 @@ def load(folder: str | os.PathLike, *, dtype: DTypeLike, mesh: Mesh | None = Non
   config = VAEConfig.from_folder(folder)
   abstract = nnx.eval_shape(lambda: WanVAE(config, dtype=dtype, rngs=nnx.Rngs(0)))
   graphdef, state = nnx.split(abstract)
-  shardings = None if mesh is None else jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), state)
-  return nnx.merge(graphdef, weights.load(folder, state, table(state), shardings=shardings))
+  shardings = None if mesh is None else jax.tree.map(lambda _: replicated(mesh), state)
+  return nnx.merge(graphdef, weights.load(folder, state, tensor_table(state), shardings=shardings))

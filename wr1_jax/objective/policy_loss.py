@@ -90,7 +90,7 @@ def policy_loss(
   new_log_prob = sde.log_prob(steps.action, policy.mean(steps.state, v, steps.step), policy.scale(steps.step))
   ratio = jnp.exp(jnp.clip(new_log_prob - steps.log_prob, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
   clipped = jnp.clip(ratio, 1 - config.clip_range, 1 + config.clip_range)
-  losses = step_weights[steps.step] * jnp.maximum(-steps.advantage * ratio, -steps.advantage * clipped)
+  losses = jnp.asarray(step_weights)[steps.step] * jnp.maximum(-steps.advantage * ratio, -steps.advantage * clipped)
 
   kl = jnp.full_like(losses, jnp.nan)
   if config.kl_weight:

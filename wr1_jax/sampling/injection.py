@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import einops
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
@@ -37,10 +36,6 @@ class Injection(NamedTuple):
     moved_std = moved.std(_PER_SAMPLE, keepdims=True)
     restored = (moved - moved_mean) / (moved_std + 1e-6) * std + mean
     return jnp.where(weight > 0, restored, x)
-
-  def repeat(self, times: int) -> Injection:
-    """Every sample's delta `times` times in a row."""
-    return self._replace(delta=einops.repeat(self.delta, "b ... -> (b times) ...", times=times))
 
 
 def injection_weights(steps: int, config: NoiseWarpConfig) -> Float32[np.ndarray, "S"]:

@@ -67,31 +67,32 @@ def rollout(
     injection: added after every step, for as many samples as `start`; None for no injection.
     shard: applied to each array [N, ...] of samples on its way: the place for a sharding constraint.
   """
-  repeats = len(sample_keys) // len(text)
+  group_size, rest = divmod(len(sample_keys), len(text))
+  if rest or len(start) not in (len(text), len(sample_keys)):
+    raise ValueError(f"{len(start)} start latents do not go with {len(text)} prompts and {len(sample_keys)} samples")
   if injection is not None and injection.delta.shape != start.shape:
     raise ValueError(f"the delta has shape {injection.delta.shape}, the start latents {start.shape}")
+  shared = len(start) < len(sample_keys)
+  texts = shard(_repeat(text, group_size))
 
   # Before the window.
-  x, prefix_text, prefix_injection = start, text, injection
-  text = shard(_repeat(text, repeats))
-  if len(start) == len(sample_keys):
-    prefix_text = text
-  elif injection is not None:
-    injection = injection.repeat(repeats)
   x = solvers.euler(
-    lambda x, timestep: velocity(x, timestep, prefix_text, negative),
+    _conditioned(velocity, text if shared else texts, negative),
     policy.schedule,
-    shard(x),
+    shard(start),
     stop=window_start,
-    after_step=prefix_injection or solvers.unchanged,
+    after_step=injection or solvers.unchanged,
   )
-  x = shard(_repeat(x, len(sample_keys) // len(start)))
+  if shared:
+    x = shard(_repeat(x, group_size))
+    injection = injection and injection._replace(delta=shard(_repeat(injection.delta, group_size)))
 
   # In it.
+  conditioned = _conditioned(velocity, texts, negative)
   after_step = injection or solvers.unchanged
 
   def stochastic_step(x: Float[Array, "B T H W C"], step: Int[Array, ""]) -> tuple[Array, tuple[Array, ...]]:
-    mean = policy.mean(x, velocity(x, policy.schedule.timestep(step, len(x)), text, negative), step)
+    mean = policy.mean(x, conditioned(x, policy.schedule.timestep(step, len(x))), step)
     action = mean + policy.scale(step) * shard(_noise(sample_keys, step, x.shape[1:]))
     log_prob = sde.log_prob(action, mean, policy.scale(step))
     return after_step(action, step), (x, action, log_prob)
@@ -100,14 +101,15 @@ def rollout(
   x, (states, actions, log_prob) = jax.lax.scan(stochastic_step, x, steps)
 
   # After it.
-  latents = solvers.euler(
-    lambda x, timestep: velocity(x, timestep, text, negative),
-    policy.schedule,
-    x,
-    start=window_start + window,
-    after_step=after_step,
-  )
+  latents = solvers.euler(conditioned, policy.schedule, x, start=window_start + window, after_step=after_step)
   return Rollout(states, actions, steps, log_prob, latents)
+
+
+def _conditioned(
+  velocity: GuidedModel, text: Float[Array, "B L D"], negative: Float[Array, "1 L D"] | None
+) -> solvers.Velocity:
+  """The network for fixed prompts."""
+  return lambda x, timestep: velocity(x, timestep, text, negative)
 
 
 def _repeat(x: Float[Array, "P ..."], times: int) -> Float[Array, "B ..."]:

@@ -5,8 +5,9 @@ Flow-GRPO (Liu et al., 2025) turns the ODE of flow matching into an SDE with the
   linear, sqrt:  mean = x [1 + s^2 dt / (2 sigma)] + v [1 + s^2 (1 - sigma) / (2 sigma)] dt,   std = s sqrt(|dt|)
   cps:           mean = (1 - sigma') (x - sigma v) + sqrt(sigma'^2 - s^2) (x + (1 - sigma) v),  std = s
 
-`cps` keeps the coefficients of data and noise that the next level asks for (Coefficients-Preserving Sampling, Wang and
-Yu, 2025). All densities here are the true ones, of N(mean, std^2).
+`cps` (Coefficients-Preserving Sampling, Wang and Yu, 2025) gives the predicted data and noise the coefficients that the
+next level asks for. That keeps the marginals where the predictions are exact; where the network can only predict a
+mean, samples lose spread, however small the steps. All densities here are the true ones, of N(mean, std^2).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Policy:
     # In this order, without noise, the sum is an Euler step to the last bit.
     return x + _per_sample(self.velocity_weight, step) * v + _per_sample(self.drift, step) * x
 
-  def scale(self, step: Int[Array, ""] | Int[Array, "B"]) -> Float[Array, "..."]:
+  def scale(self, step: Int[Array, ""] | Int[Array, "B"]) -> Float[Array, "#B 1 1 1 1"]:
     """The standard deviation at `step`, shaped to multiply latents [B, T, H, W, C]."""
     return _per_sample(self.std, step)
 
@@ -99,13 +100,13 @@ def noise_scale(schedule: Schedule, config: SamplingConfig) -> Float64[np.ndarra
 def log_prob(
   action: Float[Array, "B T H W C"],
   mean: Float[Array, "B T H W C"],
-  std: Float[Array, "..."],
+  std: Float[Array, "#B 1 1 1 1"],
 ) -> Float[Array, "B"]:
   """log N(action; mean, std^2), float32, as the mean over a sample's elements; NaN where std is 0."""
   z = (action - mean) / std
   return jnp.mean(-0.5 * jnp.square(z) - jnp.log(std) - 0.5 * math.log(2 * math.pi), axis=(1, 2, 3, 4))
 
 
-def _per_sample(table: Float32[np.ndarray, "S"], step: Int[Array, ""] | Int[Array, "B"]) -> Float[Array, "..."]:
+def _per_sample(table: Float32[np.ndarray, "S"], step: Int[Array, ""] | Int[Array, "B"]) -> Float[Array, "#B 1 1 1 1"]:
   """The entries of `table` at `step`, shaped to multiply latents [B, T, H, W, C]."""
   return jnp.asarray(table)[step].reshape(-1, 1, 1, 1, 1)

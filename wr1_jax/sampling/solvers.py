@@ -103,21 +103,21 @@ def unipc(
 
 
 class _Correct(NamedTuple):
-  """Weights whose sum of products is the corrected sample; each [S]."""
+  """What to multiply and add up for a step's corrected sample: numbers, or [S] for all steps."""
 
-  predicted: Float32[np.ndarray, "S"]  # of the sample that the previous step predicted
-  before: Float32[np.ndarray, "S"]  # of the corrected sample one step back
-  data_new: Float32[np.ndarray, "S"]  # of the data predicted here,
-  data: Float32[np.ndarray, "S"]  # one step back
-  data_before: Float32[np.ndarray, "S"]  # and two
+  predicted: float | Float32[np.ndarray, "S"]  # of the sample that the previous step predicted
+  before: float | Float32[np.ndarray, "S"]  # of the corrected sample one step back
+  data_new: float | Float32[np.ndarray, "S"]  # of the data predicted here,
+  data: float | Float32[np.ndarray, "S"]  # one step back
+  data_before: float | Float32[np.ndarray, "S"]  # and two
 
 
 class _Predict(NamedTuple):
-  """Weights whose sum of products is the next sample; each [S]."""
+  """What to multiply and add up for the next sample: numbers, or [S] for all steps."""
 
-  sample: Float32[np.ndarray, "S"]  # of the corrected sample
-  data_new: Float32[np.ndarray, "S"]  # of the data predicted here
-  data: Float32[np.ndarray, "S"]  # and one step back
+  sample: float | Float32[np.ndarray, "S"]  # of the corrected sample
+  data_new: float | Float32[np.ndarray, "S"]  # of the data predicted here
+  data: float | Float32[np.ndarray, "S"]  # and one step back
 
 
 def _unipc_table(schedule: Schedule) -> tuple[_Correct, _Predict]:
@@ -128,8 +128,7 @@ def _unipc_table(schedule: Schedule) -> tuple[_Correct, _Predict]:
     predict.append(_predict_weights(schedule, step, order))
     if step + 1 < schedule.steps:
       correct.append(_correct_weights(schedule, step, order))
-  columns = lambda rows: [np.asarray(column, np.float32) for column in zip(*rows, strict=True)]
-  return _Correct(*columns(correct)), _Predict(*columns(predict))
+  return _Correct(*np.float32(correct).T), _Predict(*np.float32(predict).T)
 
 
 def _predict_weights(schedule: Schedule, step: int, order: int) -> _Predict:

@@ -27,7 +27,7 @@ class ProtocolError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-  """The sizes of a batch of clips [clips, frames, height, width, 3], and the size (rows, columns) they are processed at."""
+  """Sizes of a batch of clips [clips, frames, height, width, 3]; it is processed at the size (rows, columns)."""
 
   clips: int
   frames: int
@@ -109,9 +109,10 @@ def decode(data: bytes) -> Message:
     content = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
   except (ValueError, RecursionError) as error:
     raise ProtocolError(f"a message is not JSON: {error}") from error
-  if not isinstance(content, dict) or content.get("kind") not in _KINDS:
+  name = content.pop("kind", None) if isinstance(content, dict) else None
+  if not isinstance(name, str) or name not in _KINDS:
     raise ProtocolError("a message is of no known kind")
-  kind = _KINDS[content.pop("kind")]
+  kind = _KINDS[name]
   return _checked(content, kind, kind.__name__)
 
 

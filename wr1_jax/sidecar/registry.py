@@ -1,8 +1,8 @@
 """The scorers that a config can name, by kind.
 
-A scorer is made once, by `factory(config: RewardsConfig)`, when the sidecar starts; `scorers` says what each kind is then
-called with. Its module is imported only in the sidecar and only if it is chosen. A scorer of your own needs no entry
-here: name it `package.module:factory` in the config (the sidecar must be able to import it).
+A scorer is made once, by `factory(config: RewardsConfig)`, when the sidecar starts; `scorers` says what each kind is
+then called with. Its module is imported only in the sidecar and only if it is chosen. A scorer of your own needs no
+entry here: name it `package.module:factory` in the config (the sidecar must be able to import it).
 """
 
 from __future__ import annotations

@@ -6,10 +6,13 @@ reason says why. A failure is never turned into a number.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import numbers
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -116,20 +119,16 @@ class Scorers:
     views, metas, generals = [None] * count, [None] * count, [None] * count
     seconds: dict[Part, float] = {}
     if batch.reconstructs(parts):
-      started = time.perf_counter()
-      views = _guarded("reconstructor", count, lambda: self._reconstructor(videos, paths))
-      views = [_checked_view(view, (videos.shape[1], *size)) for view in views]
-      seconds["reconstruction"] = time.perf_counter() - started
+      with _timed(seconds, "reconstruction"):
+        found = _guarded("reconstructor", count, lambda: self._reconstructor(videos, paths))
+        views = [_checked_view(view, (videos.shape[1], *size)) for view in found]
     if "meta" in parts:
-      started = time.perf_counter()
-      metas = self._judge_views(views, prompts)
-      seconds["meta"] = time.perf_counter() - started
+      with _timed(seconds, "meta"):
+        metas = self._judge_views(views, prompts)
     if "general" in parts:
-      started = time.perf_counter()
-      frames = videos[:, : self._general_frames]
-      metas_or_scores = _guarded("general", count, lambda: self._general(frames, prompts))
-      generals = [_checked_score("general", score) for score in metas_or_scores]
-      seconds["general"] = time.perf_counter() - started
+      with _timed(seconds, "general"):
+        scores = _guarded("general", count, lambda: self._general(videos[:, : self._general_frames], prompts))
+        generals = [_checked_score("general", score) for score in scores]
     return [Outcome(*values) for values in zip(views, metas, generals)], seconds
 
   def _judge_views(self, views: Sequence[View | Unscored], prompts: Sequence[str]) -> list[float | Unscored]:
@@ -141,6 +140,13 @@ class Scorers:
       for i, score in zip(seen, scores):
         result[i] = _checked_score("meta", score, low=0.0, high=1.0)
     return result
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[Part, float], part: Part) -> Iterator[None]:
+  started = time.perf_counter()
+  yield
+  seconds[part] = time.perf_counter() - started
 
 
 def _guarded(name: str, count: int, scorer: Callable[[], Sequence]) -> list:
@@ -159,6 +165,8 @@ def _checked_view(view: View | Unscored, size: tuple[int, int, int]) -> View | U
   """`view`, if it is sound: its arrays are of the right type and shape for `size` (T, h, w), its numbers finite."""
   if isinstance(view, Unscored):
     return Unscored(view.reason[:_MAX_REASON])
+  if not isinstance(view, View):
+    return Unscored(f"the reconstructor gave a {type(view).__name__}, not a View")
   t, h, w = size
   expected = {
       "frames": (np.uint8, (t, h, w, 3)),
@@ -169,18 +177,21 @@ def _checked_view(view: View | Unscored, size: tuple[int, int, int]) -> View | U
   }
   for name, (dtype, shape) in expected.items():
     array = getattr(view, name)
-    if array.shape != shape or not np.issubdtype(array.dtype, dtype):
-      return Unscored(f"the reconstructor's {name} are {array.dtype}{list(array.shape)}, not {list(shape)}")
+    if not isinstance(array, np.ndarray) or array.shape != shape or not np.issubdtype(array.dtype, dtype):
+      found = f"{getattr(array, 'dtype', type(array).__name__)}{list(np.shape(array))}"
+      return Unscored(f"the reconstructor's {name} are {found}, not {dtype.__name__}{list(shape)}")
   if not (np.isfinite(view.poses).all() and np.isfinite(view.offset_alpha).all()):
     return Unscored("the reconstructor found no finite camera path or scene")
-  if not (np.isfinite(view.depth_unit) and view.depth_unit > 0):
+  if not (math.isfinite(view.depth_unit) and view.depth_unit > 0):
     return Unscored(f"the reconstructed scene has the median depth {view.depth_unit}")
   return view
 
 
-def _checked_score(name: str, score: float | Unscored, low: float = -np.inf, high: float = np.inf) -> float | Unscored:
+def _checked_score(
+    name: str, score: float | Unscored, low: float = -math.inf, high: float = math.inf
+) -> float | Unscored:
   if isinstance(score, Unscored):
     return Unscored(score.reason[:_MAX_REASON])
-  if not np.isfinite(score) or not low <= score <= high:
-    return Unscored(f"the {name} scorer gave {score}")
+  if not isinstance(score, numbers.Real) or not math.isfinite(score) or not low <= score <= high:
+    return Unscored(f"the {name} scorer gave {score}"[:_MAX_REASON])
   return float(score)

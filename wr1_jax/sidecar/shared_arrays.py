@@ -71,6 +71,9 @@ class SharedArrays:
       UserError: /dev/shm has too little room.
     """
     size = total_bytes(specs)
+    stat = os.statvfs(SHM_FOLDER)
+    if size > stat.f_bavail * stat.f_frsize:  # else the kernel would first fill what there is
+      raise _no_room(size)
     segment = shared_memory.SharedMemory(f"{NAME_PREFIX}{os.getpid()}_{secrets.token_hex(4)}", create=True, size=size)
     try:
       descriptor = os.open(os.path.join(SHM_FOLDER, segment.name), os.O_RDWR)
@@ -78,13 +81,13 @@ class SharedArrays:
       segment.close()
       segment.unlink()
     try:
-      # Without this, memory that is not there would be noticed as a bus error at the first write.
+      # Without this, memory that somebody else has taken meanwhile would be noticed as a bus error at the first write.
       os.posix_fallocate(descriptor, 0, size)
       return cls(descriptor, specs)
     except OSError as error:
       os.close(descriptor)
       if error.errno in (errno.ENOSPC, errno.ENOMEM):
-        raise no_room(size) from error
+        raise _no_room(size) from error
       raise
 
   def close(self):
@@ -95,17 +98,23 @@ class SharedArrays:
       self.arrays = {}
 
 
-def free_bytes() -> int:
-  """Room left for shared memory."""
+def check_room(specs: Mapping[str, Spec]):
+  """Checks that `specs` fit into the shared memory of this machine when nothing else is in it.
+
+  Raises:
+    UserError: they do not.
+  """
   stat = os.statvfs(SHM_FOLDER)
-  return stat.f_bavail * stat.f_frsize
+  if total_bytes(specs) > stat.f_blocks * stat.f_frsize:
+    raise _no_room(total_bytes(specs))
 
 
-def no_room(size: int) -> UserError:
-  """The error for `size` bytes that do not fit."""
+def _no_room(size: int) -> UserError:
+  stat = os.statvfs(SHM_FOLDER)
+  free, total = (blocks * stat.f_frsize / 2**20 for blocks in (stat.f_bavail, stat.f_blocks))
   return UserError(
-      f"the reward sidecar needs {size / 2**20:.0f} MiB of shared memory, but {SHM_FOLDER} has only "
-      f"{free_bytes() / 2**20:.0f} MiB free; enlarge it (docker run --shm-size=..., or mount -o remount,size=...), or "
+      f"the reward sidecar needs {size / 2**20:.0f} MiB of shared memory for a batch of clips, but {SHM_FOLDER} has "
+      f"{free:.0f} MiB free of {total:.0f}; enlarge it (docker run --shm-size=..., or mount -o remount,size=...), or "
       f"score fewer clips at once."
   )
 

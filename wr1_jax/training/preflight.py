@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from jax.sharding import Mesh
+
 from wr1_jax.config import Config
 from wr1_jax.errors import UserError
+from wr1_jax.parallel.mesh import check_batch
+from wr1_jax.sampling import window
 
 _VAE_STRIDE, _PATCH, _TEMPORAL_STRIDE = 8, 2, 4  # of every Wan2.1 model
 
 
-def check(config: Config) -> None:
-  """Raises `UserError` for the first option that cannot work, whatever the model and the devices."""
+def check(config: Config, mesh: Mesh) -> None:
+  """Raises `UserError` for the first option that cannot work, whatever the model."""
   _check_video(config)
   _check_positive(config)
   _check_batches(config)
+  window.check(config.sampling)
+  train = config.train
+  check_batch(mesh, "train.groups_per_rollout x train.group_size", train.groups_per_rollout * train.group_size)
+  check_batch(mesh, "train.decode_batch", train.decode_batch)
+  check_batch(mesh, "train.update_batch", train.update_batch)
 
 
 def latent_shape(config: Config, channels: int) -> tuple[int, int, int, int]:

@@ -49,6 +49,7 @@ class Level:
   """
 
   images: Float[Tensor, "b T 3 h w"]
+  values: Float[Tensor, "b p"]  # brightness of the reference pixels
   reference: int  # index of the reference frame
   rays: Float[Tensor, "3 p"]  # of the reference pixels, third coordinate 1
   camera: Float[Tensor, "4"]  # fx, fy, cx, cy in pixels of this level
@@ -57,7 +58,7 @@ class Level:
   scale: Float[Tensor, "b"]  # residual at which a pixel starts to count as an outlier
 
   def choose(self, index) -> Level:
-    return dataclasses.replace(self, images=self.images[index], scale=self.scale[index])
+    return dataclasses.replace(self, images=self.images[index], values=self.values[index], scale=self.scale[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Priors:
   rough: float = 3e-3  # differences between neighbouring nodes
   light: float = 0.1
   still: float = 1e-5  # translations near 0: a camera moves only if that explains something
+  smooth: float = 0.0  # accelerations near 0 (radians and median depths, per frame and frame)
 
 
 def sample(images: Float[Tensor, "n c h w"], u: Float[Tensor, "n p"], v: Float[Tensor, "n p"]) -> Float[Tensor, "n c p"]:
@@ -102,9 +104,8 @@ def residuals(level: Level, unknowns: Unknowns):
   u, v = fx * y[:, :, 0] / z + cx, fy * y[:, :, 1] / z + cy
   seen = (y[:, :, 2] > NEAREST) & (u > 0) & (u < w) & (v > 0) & (v < h)
   samples = sample(level.images.flatten(0, 1), u.flatten(0, 1), v.flatten(0, 1)).reshape(b, frames, 3, -1)
-  reference = level.images[:, level.reference, 0].reshape(b, 1, -1)
   value = torch.exp(unknowns.light[..., :1].float()) * samples[:, :, 0]
-  residual = value + unknowns.light[..., 1:].float() - reference
+  residual = value + unknowns.light[..., 1:].float() - level.values[:, None]
   return y, inverse_depth, samples[:, :, 1:], value, residual, seen
 
 
@@ -125,7 +126,6 @@ def linearise(level: Level, unknowns: Unknowns, priors: Priors) -> System:
   rho = inverse_depth[:, None]
   jacobian = torch.cat([torch.linalg.cross(y, g, dim=2), rho[:, :, None] * g, value[:, :, None],
                         torch.ones_like(value)[:, :, None]], 2)  # [b, T, 8, p]
-  jacobian[:, level.reference] = 0
   to_depth = rho * (g * unknowns.poses[..., :3, 3:].float()).sum(2)  # [b, T, p]
 
   weighted = jacobian * weight[:, :, None]
@@ -145,11 +145,19 @@ def linearise(level: Level, unknowns: Unknowns, priors: Priors) -> System:
   return _add_priors(level, unknowns, priors, loss.mean((1, 2)).double(), gradient, matrix)
 
 
+def _accelerations(poses: Float[Tensor, "b T 4 4"]) -> Float[Tensor, "b T-2 6"]:
+  """Changes of the motion from frame to frame: rotation vectors (small-angle form) and translations."""
+  relative = poses[:, 1:] @ torch.linalg.inv(poses[:, :-1])
+  skew = (relative[..., :3, :3] - relative[..., :3, :3].transpose(-1, -2)) / 2
+  velocity = torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0], *relative[..., :3, 3].unbind(-1)], -1)
+  return velocity[:, 1:] - velocity[:, :-1]
+
+
 def _add_priors(level, unknowns, priors, cost, gradient, matrix) -> System:
-  frames = unknowns.poses.shape[1]
+  """Adds the priors' quadratic forms, each divided by the number of terms as the image evidence is."""
+  frames, nodes = unknowns.poses.shape[1], level.weights.shape[1]
   n = frames * FRAME_UNKNOWNS
-  eye = torch.eye(level.weights.shape[1], dtype=torch.float64, device=matrix.device)
-  nodes = len(eye)
+  eye = torch.eye(nodes, dtype=torch.float64, device=matrix.device)
   shape = (priors.rough * level.roughness.double() + priors.depth * eye) / nodes
   pull = unknowns.depth @ shape
   matrix[:, n:, n:] += shape
@@ -161,6 +169,22 @@ def _add_priors(level, unknowns, priors, cost, gradient, matrix) -> System:
   gradient[:, :n] += (strength * state).flatten(1)
   matrix.diagonal(dim1=1, dim2=2)[:, :n] += strength.repeat(frames)
   cost = cost + 0.5 * (strength * state**2).sum((1, 2))
+
+  if frames > 2 and priors.smooth > 0:
+    # The acceleration changes by the second difference of the steps, to first order in the motion between frames.
+    second = torch.eye(frames, dtype=torch.float64, device=matrix.device).diff(n=2, dim=0)
+    acceleration = _accelerations(unknowns.poses)
+    kinds = matrix.new_tensor([1] * 6 + [0] * 2) * priors.smooth / frames
+    matrix[:, :n, :n] += torch.kron(second.T @ second, torch.diag(kinds))
+    gradient[:, :n].unflatten(1, (frames, -1))[..., :6] += kinds[:6] * (second.T @ acceleration)
+    cost = cost + 0.5 * (kinds[:6] * acceleration**2).sum((1, 2))
+
+  # The reference camera is the world: it does not move, nor does its light change.
+  fixed = slice(level.reference * FRAME_UNKNOWNS, (level.reference + 1) * FRAME_UNKNOWNS)
+  matrix[:, fixed] = 0
+  matrix[:, :, fixed] = 0
+  matrix[:, fixed, fixed] = torch.eye(FRAME_UNKNOWNS, dtype=torch.float64, device=matrix.device)
+  gradient[:, fixed] = 0
   return System(cost, gradient, matrix)
 
 

@@ -54,12 +54,13 @@ def roughness(grid: tuple[int, int]) -> Float[Tensor, "g g"]:
 
 
 def make_level(image: Float[Tensor, "b T h w"], camera: Float[Tensor, "4"], reference: int, grid: tuple[int, int],
-               outlier: float) -> Level:
+               outlier: float, stride: int = 1) -> Level:
   """The bundle adjustment of one level. `camera` is in pixels of this level; `outlier` is in standard deviations."""
   h, w = image.shape[-2:]
-  v, u = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+  v, u = torch.meshgrid(torch.arange(stride // 2, h, stride) + 0.5, torch.arange(stride // 2, w, stride) + 0.5, indexing="ij")
   fx, fy, cx, cy = camera
   rays = torch.stack([(u - cx) / fx, (v - cy) / fy, torch.ones_like(u)]).flatten(1)
   scale = outlier * image.std((2, 3)).mean(1).clamp_min(1e-3)
-  return Level(with_slopes(image), reference, rays.to(image), camera.to(image), grid_weights((h, w), grid).to(image),
+  full = with_slopes(image)
+  return Level(full, full[:, reference, 0, stride // 2::stride, stride // 2::stride].flatten(1), reference, rays.to(image), camera.to(image), grid_weights((h, w), grid).reshape(h, w, -1)[stride // 2::stride, stride // 2::stride].flatten(0, 1).to(image),
                roughness(grid).to(image), scale)

@@ -1,0 +1,55 @@
+"""What is refused before work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import pytest
+
+from wr1_jax.config import Config, MeshConfig, ModelConfig, SamplingConfig, TrainConfig, VideoConfig
+from wr1_jax.errors import UserError
+from wr1_jax.models import pipeline
+from wr1_jax.parallel.mesh import make_mesh
+from wr1_jax.training import preflight
+
+
+def _check(devices: int = 1, **sections):
+  config = dataclasses.replace(Config(), **sections)
+  preflight.check(config, make_mesh(config.mesh, jax.devices()[:devices]))
+
+
+def test_the_defaults_pass():
+  _check()
+
+
+@pytest.mark.parametrize("sections, said", [
+    ({"video": VideoConfig(height=481)}, "video.height = 481.*nearest is 480"),
+    ({"video": VideoConfig(width=8)}, "video.width = 8"),
+    ({"video": VideoConfig(frames=80)}, "video.frames = 80.*nearest is 81"),
+    ({"train": TrainConfig(group_size=1)}, "group_size = 1"),
+    ({"train": TrainConfig(iterations=0)}, "iterations = 0"),
+    ({"train": TrainConfig(main_iterations=0, dynamic_iterations=0)}, "main_iterations"),
+    ({"train": TrainConfig(groups=9, groups_per_rollout=2)}, "train.groups = 9"),
+    ({"train": TrainConfig(update_batch=3)}, "train.update_batch = 3"),
+    ({"train": TrainConfig(decode_batch=5)}, "train.decode_batch = 5"),
+    ({"sampling": SamplingConfig(window_start_max=20)}, "window_start_max"),
+    ({"sampling": SamplingConfig(steps=0)}, "sampling.steps = 0"),
+])
+def test_impossible_options_are_named(sections, said):
+  with pytest.raises(UserError, match=said):
+    _check(**sections)
+
+
+def test_batches_must_divide_over_the_mesh():
+  with pytest.raises(UserError, match="train.decode_batch is 1.*multiple of 2"):
+    _check(devices=2, mesh=MeshConfig(data=2))
+  _check(devices=2, mesh=MeshConfig(data=2), train=TrainConfig(decode_batch=2, update_batch=2))
+
+
+def test_model_folder_must_exist_and_be_whole(tmp_path):
+  with pytest.raises(UserError, match="no such folder.*wan-tiny"):
+    pipeline.find_folder(ModelConfig(path=str(tmp_path / "nothing")))
+  (tmp_path / "model" / "transformer").mkdir(parents=True)
+  with pytest.raises(UserError, match="lacks vae/, text_encoder/, tokenizer/"):
+    pipeline.find_folder(ModelConfig(path=str(tmp_path / "model")))

@@ -1,0 +1,112 @@
+"""From what the sidecar found out about a clip to what the clip is worth (World-R1's reward).
+
+R = R_3D + lambda_gen R_gen, R_3D = S_meta + S_recon + S_traj, each S in [0, 1]. A clip of a prompt without camera words
+has no S_traj, and a clip of a dynamic prompt no R_3D: these terms are left out of its sum. A term that should be there
+and could not be computed is NaN, and so is the sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from wr1_jax.config import CameraConfig, RewardsConfig
+from wr1_jax.rewards.jobs import ClipResult
+from wr1_jax.rewards.lpips import LPIPS
+from wr1_jax.rewards.trajectory import trajectory_score
+from wr1_jax.sidecar.messages import Part
+
+NO_TARGET = "the prompt names no camera move"
+DYNAMIC = "a dynamic prompt has no 3D reward"
+
+METRICS = tuple(f"reward/{term}" for term in ("total", "recon", "traj", "meta", "general"))  # as in logs
+
+Target = Float[np.ndarray, "T 4 4"] | None  # the path asked for, camera-to-world, the scene `scene_depth` away
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipReward:
+  """R and its terms. NaN: see `reasons`, whose keys are those of `metrics`."""
+
+  total: float
+  recon: float
+  traj: float
+  meta: float
+  general: float
+  reasons: Mapping[str, str]
+
+  @property
+  def valid(self) -> bool:
+    """Whether all terms that belong to this clip could be computed."""
+    return math.isfinite(self.total)
+
+  def metrics(self) -> dict[str, float]:
+    """The numbers by the names in `METRICS`."""
+    return {name: getattr(self, name.removeprefix("reward/")) for name in METRICS}
+
+
+class Composer:
+  """Puts rewards together; holds the LPIPS network."""
+
+  def __init__(self, config: RewardsConfig, camera: CameraConfig):
+    self._config, self._camera = config, camera
+    self._lpips = LPIPS(config.lpips_network)
+
+  def __call__(
+      self, results: Sequence[ClipResult], targets: Sequence[Target], static: Sequence[bool]
+  ) -> list[ClipReward]:
+    """The reward of each clip.
+
+    Args:
+      targets: one a clip; None: its prompt names no camera move.
+      static: one a clip; False: its prompt is dynamic.
+    """
+    if not len(results) == len(targets) == len(static):
+      raise ValueError(f"{len(results)} results, {len(targets)} targets, {len(static)} flags")
+    return [self._reward(*clip) for clip in zip(results, targets, static)]
+
+  def _reward(self, result: ClipResult, target: Target, static: bool) -> ClipReward:
+    terms = {"general": (self._config.general_weight, self._judged(result, "general"))}
+    left_out = {}
+    if static:
+      terms["meta"] = (1.0, self._judged(result, "meta"))
+      terms["recon"] = (1.0, self._reconstruction(result))
+      if target is not None:
+        terms["traj"] = (1.0, self._trajectory(result, target))
+      else:
+        left_out["traj"] = NO_TARGET
+    else:
+      left_out = dict.fromkeys(("meta", "recon", "traj"), DYNAMIC)
+    missing = {name: score for name, (_, score) in terms.items() if isinstance(score, str)}
+    scores = {name: math.nan if name in missing else score for name, (_, score) in terms.items()}
+    total = sum(weight * scores[name] for name, (weight, _) in terms.items())
+    reasons = missing | left_out
+    if missing:
+      reasons["total"] = f"without {', '.join(f'reward/{name}' for name in sorted(missing))} there is no sum"
+    numbers = dict.fromkeys(left_out, math.nan) | scores
+    return ClipReward(total=total, **numbers, reasons={f"reward/{name}": reason for name, reason in reasons.items()})
+
+  # Each of these returns a score, or the reason why there is none.
+
+  def _judged(self, result: ClipResult, part: Part) -> float | str:
+    """S_meta or R_gen."""
+    score = {"meta": result.meta, "general": result.general}[part]
+    return score if math.isfinite(score) else result.reasons.get(part, f"the sidecar gave {score}")
+
+  def _reconstruction(self, result: ClipResult) -> float | str:
+    """S_recon = 1 - LPIPS(clip, scene rendered at the same frames' poses), mean over frames, within [0, 1]."""
+    if result.frames is None or result.rendered is None:
+      return result.reasons.get("reconstruction", "there is no reconstruction")
+    distance = float(self._lpips(result.frames, result.rendered).mean())
+    return min(max(1 - distance, 0.0), 1.0) if math.isfinite(distance) else f"LPIPS is {distance}"
+
+  def _trajectory(self, result: ClipResult, target: np.ndarray) -> float | str:
+    """S_traj."""
+    if result.poses is None:
+      return result.reasons.get("reconstruction", "there is no reconstruction")
+    score = trajectory_score(result.poses, result.depth_unit, target, self._camera.scene_depth, self._config)
+    return score.score if math.isfinite(score.score) else score.reason

@@ -1,0 +1,88 @@
+"""Dense depth of one frame once all poses are known: a plane sweep around a first guess."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from wr1_jax.sidecar.photometric.bundle import NEAREST, sample
+
+OFFSETS = 13  # candidates
+REACH = 0.4  # largest change of the log inverse depth
+WINDOW = 5  # pixels of a matching window
+UNSEEN = 0.1  # matching cost of a point that a view does not see
+FAITH = 0.01  # matching cost of a change by `REACH`: where nothing tells depths apart the guess stays
+
+
+def rays(size: tuple[int, int], camera: Float[Tensor, "3 3"]) -> Float[Tensor, "3 p"]:
+  """Rays through all pixel centres, third coordinate 1."""
+  v, u = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
+  v, u = v.to(camera), u.to(camera)
+  return torch.stack([(u - camera[0, 2]) / camera[0, 0], (v - camera[1, 2]) / camera[1, 1], torch.ones_like(u)]).flatten(1)
+
+
+def fill(values: Float[Tensor, "h w"], known: Bool[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+  """Unknown pixels take the mean of the known ones around them, from as near as there are any."""
+  weight = known.to(values)[None, None]
+  total = values[None, None] * weight
+  levels = [(total, weight)]
+  while max(levels[-1][0].shape[-2:]) > 1:
+    levels.append(tuple(F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False) for x in levels[-1]))
+  total, weight = levels[-1]
+  result = total / weight.clamp_min(1e-12)
+  for total, weight in reversed(levels[:-1]):
+    result = F.interpolate(result, size=total.shape[-2:], mode="bilinear", align_corners=False)
+    result = torch.where(weight > 1e-6, total / weight.clamp_min(1e-6), result)
+  return result[0, 0]
+
+
+def _window_mean(cost: Float[Tensor, "n h w"], guide: Float[Tensor, "3 h w"]) -> Float[Tensor, "n h w"]:
+  """The mean over a window, pixels of another colour counting less, so that windows respect the edges of things."""
+  half = WINDOW // 2
+  h, w = guide.shape[-2:]
+  cost_pad = F.pad(cost[None], (half,) * 4, mode="replicate")[0]
+  guide_pad = F.pad(guide[None], (half,) * 4, mode="replicate")[0]
+  total, weights = torch.zeros_like(cost), torch.zeros_like(guide[0])
+  for i in range(WINDOW):
+    for j in range(WINDOW):
+      weight = torch.exp(-10 * (guide_pad[:, i : i + h, j : j + w] - guide).abs().sum(0))
+      total += weight * cost_pad[:, i : i + h, j : j + w]
+      weights += weight
+  return total / weights
+
+
+def sweep(image: Float[Tensor, "3 h w"], views: Float[Tensor, "n 3 h w"], motions: Float[Tensor, "n 4 4"],
+          camera: Float[Tensor, "3 3"], guess: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+  """Refines the log inverse depth of a frame by comparing it with other frames.
+
+  Args:
+    image: the frame, RGB in [0, 1].
+    views: the other frames; `motions` takes points from the frame's camera to theirs.
+    camera: intrinsics in pixels, the same for all.
+    guess: log inverse depth to start from.
+  """
+  h, w = guess.shape
+  x = rays((h, w), camera)
+  turned = motions[:, :3, :3] @ x
+  offsets = torch.linspace(-REACH, REACH, OFFSETS, device=guess.device)
+  costs = []
+  for offset in offsets:
+    y = turned + torch.exp(guess + offset).flatten() * motions[:, :3, 3:]
+    z = y[:, 2].clamp_min(NEAREST)
+    u, v = camera[0, 0] * y[:, 0] / z + camera[0, 2], camera[1, 1] * y[:, 1] / z + camera[1, 2]
+    seen = (y[:, 2] > NEAREST) & (u > 0) & (u < w) & (v > 0) & (v < h)
+    difference = (sample(views, u, v) - image.flatten(1)).abs().mean(1).clamp_max(2 * UNSEEN)
+    cost = torch.where(seen, difference, UNSEEN)
+    # Half of the views may be occluded.
+    costs.append(cost.sort(0).values[: (len(views) + 1) // 2].mean(0))
+  cost = _window_mean(torch.stack(costs).unflatten(-1, (h, w)), image)
+  cost = cost + FAITH * (offsets / REACH).abs()[:, None, None]
+  best = cost.argmin(0)
+  # The bottom of the parabola through the three costs around the lowest.
+  inner = best.clamp(1, OFFSETS - 2)[None]
+  left, mid, right = (cost.gather(0, inner + i)[0] for i in (-1, 0, 1))
+  shift = 0.5 * (left - right) / (left + right - 2 * mid).clamp_min(1e-6)
+  shift = torch.where(best == inner[0], shift.clamp(-0.5, 0.5), 0)
+  return guess + offsets[best] + shift * (offsets[1] - offsets[0])

@@ -1,0 +1,132 @@
+"""What a run tells its user: metrics, pictures, progress, and what to do when it stops."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from wr1_jax.config import Config
+from wr1_jax.errors import UserError
+from wr1_jax.models.pipeline import WanModel
+from wr1_jax.objective.advantage import Advantages
+from wr1_jax.rewards.jobs import in_scene_depths
+from wr1_jax.training import pictures
+from wr1_jax.training.phases import Phase
+from wr1_jax.training.programs import Programs, UpdateTerms
+from wr1_jax.training.rollouts import Batch, Scored
+from wr1_jax.training.run_log import RunLog
+from wr1_jax.training.stop import Stop
+from wr1_jax.training.stopwatch import Stopwatch
+
+_PARTS = ("total", "recon", "traj", "meta", "general")
+
+
+def metrics(scored: Scored, advantage: Advantages, terms: UpdateTerms, watch: Stopwatch) -> dict[str, float]:
+  """The scalars of an iteration; NaN for what no sample has.
+
+  `reward/*` are means over the samples that have that part, `policy/*` over those that took part in the update.
+  `time/reward_wait` is what the loop waited for the sidecar, `time/sidecar` what the sidecar worked.
+  """
+  took_part = advantage.weights.sum() > 0
+  policy = {**terms.loss._asdict(), "grad_norm": terms.grad_norm}
+  return {
+      **{f"reward/{name}": _mean(scored.part(name)) for name in _PARTS},
+      "reward/std": _mean(_group_std(scored.total)),
+      "reward/valid_fraction": float(scored.valid.mean()),
+      **{f"policy/{name}": float(value) if took_part else math.nan for name, value in policy.items()},
+      "policy/samples": float(advantage.weights.sum()),
+      **watch.seconds(),
+  }
+
+
+def check_finite(
+    values: dict[str, float], iteration: int, batches: Sequence[Batch], scored: Scored, workdir: Path
+) -> None:
+  """Stops a run whose loss is not finite, and describes the iteration.
+
+  Raises:
+    UserError: with the prompts, the steps, the rewards, and where the last good checkpoint is.
+  """
+  if not values["policy/samples"] or all(math.isfinite(values[f"policy/{name}"]) for name in ("loss", "grad_norm")):
+    return
+  prompts = [prompt.text for batch in batches for prompt in batch.prompts]
+  steps = sorted({int(step) for batch in batches for step in np.asarray(batch.rollout.steps)})
+  raise UserError(
+      f"the loss of iteration {iteration} is not finite (loss {values['policy/loss']}, gradient norm "
+      f"{values['policy/grad_norm']}). It was trained on sampling steps {steps}, rewards from "
+      f"{np.nanmin(scored.total):.3f} to {np.nanmax(scored.total):.3f}, and the prompts {prompts[:4]}"
+      f"{' and others' if len(prompts) > 4 else ''}. Nothing of it was saved: {workdir / 'checkpoints'} has the last good "
+      "state. A lower optimizer.learning_rate, or model.dtype=float32, may help."
+  )
+
+
+def show(log: RunLog, iteration: int, batch: Batch, scored: Scored, config: Config) -> None:
+  """Writes the videos of the iteration's first group, and a picture of the paths of its first video."""
+  size = config.train.group_size
+  log.video(iteration, "rollouts", batch.videos[np.newaxis, :size], config.video.fps)
+  results = scored.results[:size]
+  rebuilt = [result for result in results if result.rendered is not None]
+  if not rebuilt:
+    return
+  rows = np.stack([[result.frames for result in rebuilt], [result.rendered for result in rebuilt]])
+  log.video(iteration, "reconstructions", rows, config.video.fps)
+  first = results.index(rebuilt[0])
+  parts = ", ".join(f"{name} {scored.part(name).flat[first]:.2f}" for name in _PARTS)
+  title = f"{batch.prompts[0].text}\n{parts}"
+  target = batch.targets[first]
+  if target is not None:
+    target = in_scene_depths(target, config.camera.scene_depth)
+  recovered = in_scene_depths(rebuilt[0].poses, rebuilt[0].depth_unit)
+  log.picture(iteration, "camera_path", pictures.camera_paths(
+      rebuilt[0].frames, rebuilt[0].rendered, target, recovered, title
+  ))
+
+
+def startup(config: Config, model: WanModel, programs: Programs, done: int) -> None:
+  """One line on the model, one a program, and where the run starts."""
+  count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+  tqdm.write(f"{config.model.path}: {count(model.base) / 1e6:.1f} M weights, {count(model.lora) / 1e6:.2f} M adapted")
+  for program in programs.all():
+    tqdm.write(f"  {program.name:8} compiled in {program.seconds:5.1f} s, {program.bytes / 2**20:9.1f} MiB a device")
+  if done:
+    tqdm.write(f"going on after iteration {done - 1}")
+
+
+def progress(bar: tqdm, iteration: int, phase: Phase, values: dict[str, float]) -> None:
+  """Advances the bar; where there is none (no terminal), prints a line."""
+  line = (
+      f"iteration {iteration} {phase}: reward {values['reward/total']:.3f} (recon {values['reward/recon']:.3f}, traj "
+      f"{values['reward/traj']:.3f}, meta {values['reward/meta']:.3f}, general {values['reward/general']:.3f}), "
+      f"{values['time/total']:.1f} s"
+  )
+  tqdm.write(line)
+  bar.update()
+
+
+def stopped(signal: Stop, done: int) -> None:
+  """What a signal led to."""
+  tqdm.write(f"{signal}: stopping after {done} iterations; the same command goes on from there")
+
+
+def finished(workdir: Path, done: int, iterations: int) -> None:
+  """Where to look."""
+  state = "done" if done == iterations else f"stopped at {done} of {iterations}"
+  tqdm.write(f"{state}: {workdir / 'metrics.jsonl'}, {workdir / 'videos'}, {workdir / 'pictures'}, and "
+             f"tensorboard --logdir {workdir}")
+
+
+def _mean(values: np.ndarray) -> float:
+  finite = values[np.isfinite(values)]
+  return float(finite.mean()) if finite.size else math.nan
+
+
+def _group_std(values: np.ndarray) -> np.ndarray:
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", RuntimeWarning)  # a group without a valid sample has no spread
+    return np.nanstd(values, axis=1)
