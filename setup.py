@@ -35,6 +35,6 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "sidecar": ["torch>=2.6"],
-        "test": ["pytest", "diffusers>=0.35", "torch>=2.6"],
+        "test": ["pytest", "accelerate", "diffusers>=0.35", "torch>=2.6"],
     },
 )

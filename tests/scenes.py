@@ -130,10 +130,11 @@ def _warp_offset(rng: np.random.Generator, height: int, width: int) -> np.ndarra
 
 
 def _melt_offset(phase: float, height: int, width: int) -> np.ndarray:
-  """Surfaces run down in streaks, further and further."""
+  """Surfaces run down in streaks, each from its own moment on and faster and faster."""
   v, u = np.mgrid[:height, :width]
-  streaks = 0.5 + 0.5 * np.sin(u / width * 31) * np.sin(u / width * 13 + 1)
-  return np.stack([-0.08 * phase * height * streaks * (0.3 + 0.7 * v / height), np.zeros(u.shape)])
+  start = 0.4 + 0.2 * np.sin(u / width * 31) + 0.2 * np.sin(u / width * 13 + 1)
+  run = np.clip(phase - start, 0, 1) ** 2
+  return np.stack([-0.25 * run * height * (0.3 + 0.7 * v / height), np.zeros(u.shape)])
 
 
 def render(room: Room, poses: Float[np.ndarray, "T 4 4"], height: int = 96, width: int = 160, focal: float = FOCAL,

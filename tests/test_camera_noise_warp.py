@@ -79,7 +79,7 @@ def test_transport_is_exactly_orthonormal(canvas_size):
   rng = np.random.default_rng(0)
   for _ in range(20):
     homography = (np.eye(3) + rng.normal(0, 0.3, (3, 3)) * [[1, 1, 3], [1, 1, 3], [0.05, 0.05, 0]]) @ covering
-    matrix = matrix_of(jnp.asarray(homography, jnp.float32)).reshape(pixels, -1)
+    matrix = np.asarray(matrix_of(jnp.asarray(homography, jnp.float32)), np.float64).reshape(pixels, -1)
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(pixels), atol=1e-5)
 
 
@@ -196,6 +196,11 @@ def test_clips_and_keys_are_independent():
   noise = _noise((Move.PUSH_IN,), _TINY)
   assert abs(np.mean(noise[1:] * noise[:-1])) < 0.01
   np.testing.assert_array_equal(noise, _noise((Move.PUSH_IN,), _TINY))
+
+
+def test_a_single_frame_is_white():
+  keys = jax.random.split(jax.random.key(0), 32)
+  _assert_white(np.asarray(_clips(keys, jnp.eye(4)[None], (1, *_TINY[1:]), _CLEAN))[:, 0])
 
 
 def test_frames_that_do_not_fit_are_refused():

@@ -72,7 +72,8 @@ def test_orbit_keeps_facing_a_point_in_front(move, side):
   path = _path(move)
   pivot = np.array([0, 0, _CAMERA.orbit_radius])
   position, forward = path[:, :3, 3], path[:, :3, 2]
-  np.testing.assert_allclose(position + _CAMERA.orbit_radius * forward, np.broadcast_to(pivot, position.shape), atol=1e-3)
+  faced = position + _CAMERA.orbit_radius * forward
+  np.testing.assert_allclose(faced, np.broadcast_to(pivot, faced.shape), atol=1e-3)
   assert (np.diff(side * position[:, 0]) > 0).all()
 
 

@@ -20,7 +20,7 @@ from wr1_jax.parallel import mesh as mesh_lib
 
 
 def make(data: int, fsdp: int = 1, sequence: int = 1) -> jax.sharding.Mesh:
-  return mesh_lib.make_mesh(MeshConfig(data, fsdp, sequence), jax.devices()[:8])
+  return mesh_lib.make_mesh(MeshConfig(data, fsdp, sequence), jax.devices("cpu")[:8])
 
 
 def test_sizes():
@@ -52,7 +52,8 @@ def test_odd_batches_use_the_axes_they_can():
 
 def test_weights_are_split_along_features_never_along_layers():
   leaf = lambda *shape: nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
-  state = nnx.State({"a": leaf(1024, 64, 256), "b": leaf(512, 256), "c": leaf(8, 8), "d": leaf(2**17), "e": leaf(8, 2**15, 9)})
+  shapes = {"a": (1024, 64, 256), "b": (512, 256), "c": (8, 8), "d": (2**17,), "e": (8, 2**15, 9)}
+  state = nnx.State({name: leaf(*shape) for name, shape in shapes.items()})
   specs = {path: sharding.get_value().spec for (path,), sharding in
            nnx.to_flat_state(mesh_lib.shard_params(make(2, 4), state))}
   assert specs == {"a": P(None, None, "fsdp"), "b": P("fsdp", None), "c": P(None, None), "d": P(None),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scenes
 
 from wr1_jax import score
 from wr1_jax.config import Config, RewardsConfig
@@ -156,3 +157,19 @@ def test_videos_are_read_frame_by_frame(tmp_path):
   read = clips.read(tmp_path / "a.mp4")
   assert read.shape == video.shape and read.dtype == np.uint8
   assert np.abs(read.astype(int) - video).max() <= 6  # what compression may cost flat colours
+
+
+def test_the_real_scorers_tell_a_camera_that_obeys_from_one_that_does_not(tmp_path):
+  """End to end, with clips of two sizes and lengths: everything but the wrong path gets a high score."""
+  room = scenes.Room.make(0)
+  np.save(tmp_path / "a.npy", scenes.render(room, scenes.move("push in", 9)))
+  np.save(tmp_path / "b.npy", scenes.render(room, scenes.move("pull out", 7), height=80, width=112))
+  prompts = write_prompts(tmp_path, "Camera push in. A room.", "Camera push in. A room.")
+  good, bad = run(Config(), tmp_path, prompts, tmp_path / "scores.jsonl")
+  assert good["reasons"] == {} and bad["reasons"] == {}
+  assert good["reward/traj"] > 0.5 > 0.2 > bad["reward/traj"]
+  assert min(good["reward/recon"], bad["reward/recon"]) > 0.7
+  assert np.array(good["poses"])[-1, 2, 3] > 0.2 and np.array(bad["poses"])[-1, 2, 3] < -0.2
+  for line in (good, bad):
+    assert all(0 <= line[name] <= 1 for name in METRICS[1:])
+    np.testing.assert_allclose(line["poses"][0], np.eye(4), atol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from wr1_jax.config import OptimizerConfig, TrainConfig
 from wr1_jax.training import phases, state
@@ -18,7 +19,7 @@ def _step(current, gradients, contributes=True, config=OptimizerConfig()):
 
 
 def test_step_is_clipped_adamw():
-  torch = __import__("torch")
+  torch = pytest.importorskip("torch")
   config = OptimizerConfig(learning_rate=0.1, weight_decay=0.2, max_grad_norm=0.5)
   current = state.init(_WEIGHTS, state.make_optimizer(config))
   theirs = {name: torch.nn.Parameter(torch.tensor(np.asarray(value))) for name, value in _WEIGHTS.items()}

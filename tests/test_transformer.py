@@ -111,7 +111,8 @@ def test_adapters_are_low_rank_changes_of_the_weights():
   args = inputs(config)
   flat_lora = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(lora)}
   adapted = {path[:-1] for path in flat_lora}
-  assert adapted == {("blocks", attn, name) for attn in ("attn1", "attn2") for name in ("to_q", "to_k", "to_v", "to_out")}
+  projections = ("to_q", "to_k", "to_v", "to_out")
+  assert adapted == {("blocks", attention, name) for attention in ("attn1", "attn2") for name in projections}
 
   def with_adapter(path, leaf):
     layer, kind = path[:-1], path[-1]

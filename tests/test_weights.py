@@ -103,7 +103,7 @@ def test_tied_weights_load_by_either_name(tmp_path):
 
 def test_load_places_weights_over_a_mesh(tmp_path):
   save_file(tensors(), tmp_path / FILE)
-  mesh = make_mesh(MeshConfig(data=4, fsdp=2), jax.devices()[:8])
+  mesh = make_mesh(MeshConfig(data=4, fsdp=2), jax.devices("cpu")[:8])
   shardings = shard_params(mesh, abstract_state(), small=1)
   kernel = leaves(weights.load(tmp_path, abstract_state(), TABLE, shardings=shardings))[0]
   assert kernel.sharding.shard_shape(kernel.shape) == (3, 4, 3)

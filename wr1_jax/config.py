@@ -29,8 +29,8 @@ class ModelConfig:
   vae_dtype: Literal["bfloat16", "float32"] = "bfloat16"
   vae_frames_per_chunk: int = 1  # latent frames decoded at once; changes memory and speed, never the result
   attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # auto: cuDNN on GPU, splash on TPU, XLA on CPU
-  # What the backward pass keeps: nothing but each block's input ("full"), also what the attentions need ("attention",
-  # faster and larger), or everything ("none").
+  # What the backward pass keeps: nothing but each block's input ("full"), also what the self-attention needs
+  # ("attention", faster and larger), or everything ("none").
   remat: Literal["full", "attention", "none"] = "full"
 
 
@@ -77,7 +77,7 @@ class NoiseWarpConfig:
   mode: Literal["none", "initial", "blend", "stepwise_delta"] = "stepwise_delta"
   strength: float = 0.35  # of blend and stepwise_delta
   degradation: float = 0.35  # share of fresh noise mixed into the warped noise, variance kept
-  upscale: int = 4  # noise is carried on a grid this many times finer than the latents
+  upscale: int = 8  # noise is carried on a canvas this many times finer than the latents
   max_flow: float = 0.25  # cap on the flow of one frame, in longer sides
   delta_steps: float = 0.16  # stepwise_delta: share of the steps that get a delta
   delta_last_weight: float = 0.1  # stepwise_delta: weights fall from 1 to this, then are normalised

@@ -1,8 +1,8 @@
 """How a picture of a fronto-parallel plane moves when the camera does.
 
-Between two frames every pixel u goes to u' ~ K (R + t n^T / z) K^-1 u, where (R, t) takes points from the first camera to
-the second, n = (0, 0, 1), and z is the depth of a plane that faces the *first* of the two cameras: the plane is put anew
-before every frame, as in World-R1's public release, so no path can run into it.
+Between two frames every pixel u goes to u' ~ K (R + t n^T / z) K^-1 u, where (R, t) takes points from the first camera
+to the second, n = (0, 0, 1), and z is the depth of a plane that faces the *first* of the two cameras: the plane is put
+anew before every frame, as in World-R1's public release, so a path of many small steps never runs into it.
 
 Pixel coordinates are (x, y) with centres at whole numbers. Arithmetic is written out element by element or asks for the
 highest precision, because accelerators would otherwise multiply small float32 matrices in fewer bits than a sub-pixel
@@ -80,9 +80,9 @@ def pixel_grid(height: int, width: int) -> Float[Array, "H W 2"]:
 def limit_flow(homography: Float[Array, "3 3"], height: int, width: int, longest: float) -> Float[Array, "3 3"]:
   """Slows a homography down so that none of its flow vectors within the picture is longer than `longest` pixels.
 
-  The whole frame is slowed by one factor l, as I + l (H - I), the largest that satisfies the limit: it stays a homography
-  and its flow keeps its shape, where clipping vectors one by one (as the public release does) would tear or fold the picture.
-  With a = |(H - I) u| in the picture plane and b = the change of w, the flow of the slowed map is l a / (1 + l b).
+  The whole frame is slowed by one factor l, as I + l (H - I), the largest that satisfies the limit. So it stays a
+  homography and its flow keeps its shape, where clipping vectors one by one, as the public release does, would tear or
+  fold the picture. With (dx, dy, b) = (H - I) u and a = (dx, dy) - b u, the slowed map's flow is l a / (1 + l b).
   """
   points = pixel_grid(height, width)
   x, y = points[..., 0], points[..., 1]

@@ -1,11 +1,11 @@
 """Gaussian noise that moves with the camera: Go-with-the-Flow's noise transport, on flows that are known exactly.
 
 The flow of every video frame is a homography (`camera.flow`), so the flow from any frame to any other is one too: the
-product of those in between. The noise of a clip is therefore painted once, as independent N(0, 1) values on a canvas that
-covers all that the camera gets to see, several times finer than the latents; and each latent frame is that canvas,
-moved along the composed flow. Nothing is carried from frame to frame, so no rounding adds up: motion of a hundredth of a
-pixel a frame is kept, what leaves the picture and comes back is the same noise, and what comes into view was on the canvas
-before.
+product of those in between. The noise of a clip is therefore painted once, as independent N(0, 1) values on a canvas
+that covers all that the camera gets to see, several times finer than the latents; and each latent frame is that canvas
+moved along the composed flow. No value is rounded to a pixel more than once, so motion of a hundredth of a pixel a
+frame adds up, what leaves the picture and comes back is the same noise, and what comes into view was on the canvas
+before. (Warping each frame's noise from the frame before it instead loses most of a push in's noise on the way.)
 
 From the canvas values v to the pixels p of a frame, z(p) = sum of z(v) / sqrt(count):
 
@@ -13,11 +13,11 @@ From the canvas values v to the pixels p of a frame, z(p) = sum of z(v) / sqrt(c
     their count: the picture shrinks, or simply is coarser than the canvas.
   - A p where nothing lands takes a share of the value it lies in, its parent: the picture is stretched. A parent with
     d - 1 such children is split in d: z / sqrt(d), plus fresh noise that sums to zero over the d shares.
-  - A p beyond the canvas gets fresh noise. (The canvas reaches `_REACH` picture sizes to each side, which only a path that
-    turns by some 100 degrees in all leaves.)
+  - A p beyond the canvas gets fresh noise. The canvas reaches `_REACH` picture sizes to each side, so this happens only
+    on paths that turn by some 100 degrees in all.
 
-Every frame is exactly N(0, 1) and white, whatever the flow: the split is an orthogonal map of z and d - 1 fresh numbers (a
-Householder reflection), every share goes to one p only, and a sum of `count` independent values is divided by
+Every frame is exactly N(0, 1) and white, whatever the flow: the split is an orthogonal map of z and d - 1 fresh numbers
+(a Householder reflection), every share goes to one p only, and a sum of `count` independent values is divided by
 sqrt(count). The tests check this as a matrix identity.
 """
 
@@ -41,11 +41,11 @@ def warped_noise(
   camera: CameraConfig,
   warp: NoiseWarpConfig,
 ) -> Float[Array, "T' H' W' C"]:
-  """White noise of `latent_shape` = (T', H', W', C), float32, that moves as the scene does along the camera path `poses`.
+  """White noise of `latent_shape` = (T', H', W', C), float32, that moves as the scene seen from the camera path does.
 
-  The path has one camera-to-world pose per video frame, in units of `camera.scene_depth`. Flow is taken, and capped, from
-  video frame to video frame; latent frame k is video frame k (T-1) / (T'-1). While the camera stands still all frames are
-  equal, save for the share `warp.degradation` of fresh noise.
+  `poses` has one camera-to-world pose per video frame, in units of `camera.scene_depth`. Flow is taken, and capped,
+  from video frame to video frame; latent frame k is video frame k (T-1) / (T'-1). While the camera stands still all
+  frames are equal, save for the share `warp.degradation` of fresh noise.
 
   A pure function of its arguments: jit it with the last three static, vmap it over `key` and `poses`.
 
@@ -53,7 +53,7 @@ def warped_noise(
     ValueError: T - 1 is not a multiple of T' - 1.
   """
   frames, height, width, channels = latent_shape
-  stride = (poses.shape[0] - 1) // max(frames - 1, 1)
+  stride = max((poses.shape[0] - 1) // max(frames - 1, 1), 1)
   if poses.shape[0] != stride * (frames - 1) + 1:
     raise ValueError(f"{poses.shape[0]} video frames do not come down to {frames} latent frames")
   canvas_key, detail_key, beyond_key, fresh_key = jax.random.split(key, 4)
@@ -66,9 +66,10 @@ def warped_noise(
     beyond = jax.random.normal(jax.random.fold_in(beyond_key, index), detail.shape)
     return transport(canvas, canvas_size, from_canvas, (height, width), detail, beyond)
 
-  step_flows = flow.plane_homographies(poses, height, width, camera.focal, camera.scene_depth)
-  step_flows = jax.vmap(lambda step: flow.limit_flow(step, height, width, warp.max_flow * max(height, width)))(step_flows)
-  from_canvas = _canvas_maps(flow.composed(step_flows)[::stride], (height, width), canvas_size)
+  longest = warp.max_flow * max(height, width)
+  steps = flow.plane_homographies(poses, height, width, camera.focal, camera.scene_depth)
+  steps = jax.vmap(lambda step: flow.limit_flow(step, height, width, longest))(steps)
+  from_canvas = _canvas_maps(flow.composed(steps)[::stride], (height, width), canvas_size)
   latents = jax.lax.map(frame, (from_canvas, jnp.arange(frames)))
   return blend(latents, jax.random.normal(fresh_key, latents.shape), warp.degradation)
 
@@ -91,8 +92,8 @@ def transport(
   Args:
     canvas: N(0, 1), white, its rows in row-major order.
     from_canvas: the homography from canvas pixels to the frame's.
-    detail: fresh N(0, 1) noise that pixels spend where the canvas is stretched. Frames of a clip share it, so that a camera that
-      stands still sees the same everywhere.
+    detail: fresh N(0, 1) noise that pixels spend where the canvas is stretched. The frames of a clip share it, so that
+      a camera that stands still sees the same everywhere.
     beyond: fresh N(0, 1) noise for pixels that lie outside the canvas.
   """
   target = _row(flow.project(from_canvas, flow.pixel_grid(*canvas_size)), size)
@@ -134,7 +135,7 @@ def _canvas_maps(
 
 
 def _row(points: Float[Array, "H W 2"], size: tuple[int, int]) -> Int[Array, "N"]:
-  """The row-major number of the pixel of an image of `size` that each point (x, y) lies in; past the end where outside."""
+  """Row-major numbers of the pixels, of a picture of `size`, that points (x, y) lie in; H W for those outside."""
   height, width = size
   x, y = jnp.moveaxis(points.reshape(-1, 2), -1, 0) + 0.5
   inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)

@@ -4,8 +4,8 @@ Four ways, `NoiseWarpConfig.mode`:
   none             plain i.i.d. noise;
   initial          the noise carried along the camera path is the start (World-R1, the paper);
   blend            a variance-preserving mix of it with plain noise;
-  stepwise_delta   the start is plain noise, and a delta that the sampler adds to its state during the first steps (World-R1's
-                   public release): the difference between the carried and the plain noise, low-passed, of unit variance.
+  stepwise_delta   the start is plain noise, and the sampler adds a delta to its state during the first steps: the
+                   difference between the carried and the plain noise, low-passed, of unit variance (public release).
 A clip whose prompt asks for no camera path starts from plain noise in every mode, and its delta is zero.
 """
 
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from wr1_jax.camera.noise_warp import blend, warped_noise
@@ -71,14 +72,15 @@ def low_pass(noise: Float[Array, "*batch H W C"], side: int) -> Float[Array, "*b
 
   Boxes end at the picture's edge, so the variance is the same everywhere: that of `noise`.
   """
+  before, after = (side - 1) // 2, side // 2
+  batch = noise.ndim - 3
+  window = (1,) * batch + (side, side, 1)
+  around = [(0, 0)] * batch + [(before, after)] * 2 + [(0, 0)]
+  sums = jax.lax.reduce_window(noise, 0.0, jax.lax.add, window, (1,) * noise.ndim, around)
+
+  def covered(length: int) -> np.ndarray:
+    at = np.arange(length)
+    return np.minimum(at + after, length - 1) - np.maximum(at - before, 0) + 1
+
   height, width = noise.shape[-3:-1]
-  boxes = jnp.ones((height, width, 1))
-  return _box_sum(noise, side) / jnp.sqrt(_box_sum(boxes, side))
-
-
-def _box_sum(values: Float[Array, "*batch H W C"], side: int) -> Float[Array, "*batch H W C"]:
-  before = (side - 1) // 2
-  batch = values.ndim - 3
-  window, strides = (1,) * batch + (side, side, 1), (1,) * values.ndim
-  around = [(0, 0)] * batch + [(before, side - 1 - before)] * 2 + [(0, 0)]
-  return jax.lax.reduce_window(values, 0.0, jax.lax.add, window, strides, around)
+  return sums / np.sqrt(np.outer(covered(height), covered(width)), dtype=np.float32)[..., None]

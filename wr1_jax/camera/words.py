@@ -1,8 +1,8 @@
 """Camera words: which moves a prompt, or an explicit option, asks for.
 
-The vocabulary is WorldScore's, as World-R1 uses it. A prompt such as "Camera push in, then pan left. A quiet street." asks
-for two moves, one after the other; a prompt without any of the words asks for no camera path at all, which is not the
-same as `Move.FIXED`, a camera that stands still.
+The vocabulary is WorldScore's, as World-R1 uses it. A prompt such as "Camera push in, then pan left. A quiet street."
+asks for two moves, one after the other; a prompt without any of the words asks for no camera path at all, which is not
+the same as `Move.FIXED`, a camera that stands still.
 """
 
 from __future__ import annotations
@@ -66,6 +66,6 @@ def _move(words: str, option: str) -> Move:
     close = difflib.get_close_matches(words, list(Move), n=2)
     hint = f" Did you mean {' or '.join(repr(str(word)) for word in close)}?" if close else ""
     raise UserError(
-      f"The camera option {option!r} contains {words!r}, which is no camera move.{hint} Moves are separated by commas and"
-      f" each is one of: {', '.join(Move)}."
+      f"The camera option {option!r} contains {words!r}, which is no camera move.{hint} Moves are separated by commas"
+      f" and each is one of: {', '.join(Move)}."
     ) from None

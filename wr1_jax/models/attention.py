@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import einops
@@ -34,7 +35,7 @@ Kernel = Callable[[Queries, Keys, Keys, KeyLengths], Queries]
 
 _PLATFORMS = {"xla": ("cpu", "gpu", "tpu"), "cudnn": ("gpu",), "splash": ("tpu",)}
 _XLA_LOGITS = 2**24  # logits a head that XLA may hold at once
-_SPLASH_BLOCKS = (512, 384, 256, 128)  # tile sides, best first
+_SPLASH_BLOCKS = (512, 384, 256, 128)  # tile sides, best first; all multiples of the last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Attention:
   """softmax(q k^T / sqrt(head_dim)) v with the kernel `implementation`, over the devices of `mesh`.
 
   Raises:
-    UserError: the implementation is unknown, or cannot run on these devices or (when called) with this dtype.
+    UserError: the implementation is unknown, or cannot run on these devices; later, with this dtype or head size.
   """
 
   implementation: str = "auto"
@@ -54,7 +55,7 @@ class Attention:
     if self.implementation != "auto" and self.platform not in _PLATFORMS[self.implementation]:
       raise UserError(f"config.model.attention is {self.implementation!r}, which runs on "
                       f"{_PLATFORMS[self.implementation][0]} devices only, and these are {self.platform} devices; "
-                      "\"auto\" takes what suits them.")
+                      "'auto' takes what suits them.")
 
   @property
   def platform(self) -> str:
@@ -68,12 +69,13 @@ class Attention:
 
     Args:
       shard_sequence: over a mesh, `k` and `v` are spread over the sequence axis as `q` always is (self-attention over a
-        video); otherwise every device of that axis has them whole (cross-attention to a text). N must divide by the axis.
+        video); otherwise every device of that axis has them whole (cross-attention to a text). N must be a multiple of
+        the axis.
 
     Returns:
       an array like `q`.
     """
-    kernel = self._kernel(q.dtype, q.shape[-1])
+    kernel = self.kernel(q.dtype, q.shape[-1])
     if self.mesh is None:
       return kernel(q, k, v, key_lengths)
     exchange = shard_sequence and self.mesh.shape["sequence"] > 1
@@ -94,13 +96,14 @@ class Attention:
     )
     return sharded(q, k, v, key_lengths)
 
-  def _kernel(self, dtype: DTypeLike, head_dim: int) -> Kernel:
+  def kernel(self, dtype: DTypeLike, head_dim: int) -> Kernel:
+    """What computes attention on one device for arrays of `dtype`; a `UserError` where the one asked for cannot."""
     half = dtype in (jnp.bfloat16, jnp.float16)
     cudnn_can = half and head_dim % 8 == 0 and head_dim <= 128
     if self.implementation == "cudnn" and not cudnn_can:
-      raise UserError(f"config.model.attention is \"cudnn\", which computes in bfloat16 or float16 with head sizes that "
-                      f"are multiples of 8 up to 128, and this model has {jnp.dtype(dtype).name} and {head_dim}; \"auto\" "
-                      "takes XLA for it.")
+      raise UserError("config.model.attention is 'cudnn', which computes in bfloat16 or float16 with head sizes that "
+                      f"are multiples of 8 up to 128, and this model has {jnp.dtype(dtype).name} and {head_dim}; "
+                      "'auto' takes XLA for it.")
     if self.implementation == "cudnn" or (self.implementation == "auto" and self.platform == "gpu" and cudnn_can):
       return _cudnn
     if self.implementation == "splash" or (self.implementation == "auto" and self.platform == "tpu"):
@@ -113,47 +116,69 @@ def xla(q: Queries, k: Keys, v: Keys, key_lengths: KeyLengths) -> Queries:
   attend = functools.partial(
     jax.nn.dot_product_attention, key=k, value=v, key_value_seq_lengths=key_lengths, implementation="xla"
   )
-  tokens, pieces = q.shape[1], -(-q.shape[1] * k.shape[1] // _XLA_LOGITS)
+  tokens = q.shape[1]
+  pieces = math.ceil(tokens * k.shape[1] / _XLA_LOGITS)
   if pieces == 1:
     return attend(q)
-  q = _pad_tokens(q, -(-tokens // pieces) * pieces)
+  q = _pad_tokens(q, _round_up(tokens, pieces))
   # Each piece is computed again in the backward pass, which otherwise would keep the logits of all.
   out = jax.lax.map(jax.checkpoint(attend), einops.rearrange(q, "b (piece n) h d -> piece b n h d", piece=pieces))
   return einops.rearrange(out, "piece b n h d -> b (piece n) h d")[:, :tokens]
 
 
 def _cudnn(q: Queries, k: Keys, v: Keys, key_lengths: KeyLengths) -> Queries:
-  # Lengths, not a mask: that would become a bias and a slower kernel.
-  return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=key_lengths, implementation="cudnn")
+  tokens = q.shape[1]
+  # Its backward pass takes even numbers of tokens only. Lengths, not a mask, which would become a bias: slower.
+  q, k, v, key_lengths = _pad(q, k, v, key_lengths, multiple=2)
+  out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=key_lengths, implementation="cudnn")
+  return out[:, :tokens]
 
 
 def splash(q: Queries, k: Keys, v: Keys, key_lengths: KeyLengths, *, interpret: bool = False) -> Queries:
-  """Splash attention, with tokens padded to whole tiles; padded and unused keys are another segment than all queries.
+  """Splash attention, with tokens padded to whole tiles; unused keys are in another segment than all queries.
 
   `interpret` runs the kernel without a TPU, slowly.
   """
-  (batch, n, heads, head_dim), m = q.shape, k.shape[1]
-  n_padded, m_padded = (-(-length // 128) * 128 for length in (n, m))
-  q = _pad_tokens(q * head_dim**-0.5, n_padded)
-  k, v = _pad_tokens(k, m_padded), _pad_tokens(v, m_padded)
+  tokens = q.shape[1]
+  q, k, v, key_lengths = _pad(q * q.shape[-1] ** -0.5, k, v, key_lengths, multiple=_SPLASH_BLOCKS[-1])
+  (batch, n, heads, _), m = q.shape, k.shape[1]
   segments = None
-  if key_lengths is not None or m_padded > m:
-    lengths = jnp.full((batch,), m) if key_lengths is None else key_lengths
-    used = jnp.arange(m_padded) < lengths[:, None]
-    segments = splash_attention.SegmentIds(q=jnp.ones((batch, n_padded), jnp.int32), kv=used.astype(jnp.int32))
-  kernel = _splash_kernel(heads, n_padded, m_padded, interpret)
+  if key_lengths is not None:
+    used = jnp.arange(m) < key_lengths[:, None]
+    segments = splash_attention.SegmentIds(q=jnp.ones((batch, n), jnp.int32), kv=used.astype(jnp.int32))
+  kernel = _splash_kernel(heads, n, m, interpret)
   out = jax.vmap(kernel)(*(einops.rearrange(x, "b n h d -> b h n d") for x in (q, k, v)), segments)
-  return einops.rearrange(out, "b h n d -> b n h d")[:, :n]
+  return einops.rearrange(out, "b h n d -> b n h d")[:, :tokens]
 
 
 def _splash_kernel(heads: int, n: int, m: int, interpret: bool) -> Callable:
   block_q, block_kv = (next(block for block in _SPLASH_BLOCKS if length % block == 0) for length in (n, m))
   sizes = splash_attention.BlockSizes(
-    block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv, block_q_dq=block_q, block_kv_dq=block_kv
+    block_q=block_q,
+    block_kv=block_kv,
+    block_q_dkv=block_q,
+    block_kv_dkv=block_kv,
+    block_q_dq=block_q,
+    block_kv_dq=block_kv,
   )
   mask = splash_attention.MultiHeadMask([splash_attention.FullMask((n, m))] * heads)
   return splash_attention.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
 
 
+def _pad(
+  q: Queries, k: Keys, v: Keys, key_lengths: KeyLengths, multiple: int
+) -> tuple[Queries, Keys, Keys, KeyLengths]:
+  """Pads to multiples of tokens, and gives the lengths where keys were added."""
+  batch, m = k.shape[:2]
+  if key_lengths is None and m % multiple:
+    key_lengths = jnp.full((batch,), m, jnp.int32)
+  q, k, v = (_pad_tokens(x, _round_up(x.shape[1], multiple)) for x in (q, k, v))
+  return q, k, v, key_lengths
+
+
 def _pad_tokens(x: Float[Array, "B N heads head_dim"], length: int) -> Float[Array, "B length heads head_dim"]:
   return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+
+
+def _round_up(number: int, multiple: int) -> int:
+  return -(-number // multiple) * multiple

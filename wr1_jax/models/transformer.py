@@ -35,6 +35,9 @@ Text = Float[Array, "B L dim"]
 Rotary = tuple[Float[Array, "N pairs"], Float[Array, "N pairs"]]
 Latents = Float[Array, "B T H W C"]
 
+_TEXT_TO_VIDEO = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "image_dim": None,
+                  "added_kv_proj_dim": None}
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -67,12 +70,11 @@ class TransformerConfig:
     if kind != "WanTransformer3DModel":
       raise UserError(f"{folder} holds a {kind}, where a WanTransformer3DModel is needed.")
     config = weights.parse_config(cls, values, folder)
-    supported = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "image_dim": None, "added_kv_proj_dim": None}
-    for name, value in supported.items():
-      found = dataclasses.asdict(config)[name]
-      if found != value:
-        raise UserError(f"the transformer in {folder} has {name} = {found!r}; only Wan2.1 text-to-video transformers can be "
-                        f"loaded, which have {value!r}.")
+    values = dataclasses.asdict(config)
+    for name, value in _TEXT_TO_VIDEO.items():
+      if values[name] != value:
+        raise UserError(f"the transformer in {folder} has {name} = {values[name]!r}; only Wan2.1 text-to-video "
+                        f"transformers can be loaded, which have {value!r}.")
     return config
 
 
@@ -168,9 +170,10 @@ class WanTransformer(nnx.Module):
       rngs: streams "params" and, with adapters, "lora".
 
     Raises:
-      UserError: the mesh does not fit the attention heads.
+      UserError: the mesh or the attention kernel does not fit the attention heads.
     """
     check_heads(attention.mesh, config.num_attention_heads)
+    attention.kernel(dtype, config.attention_head_dim)  # what it cannot compute is said now
     self.config, self.dtype, self.attention, self.remat = config, dtype, attention, remat
     dim, patch = config.dim, math.prod(config.patch_size)
     linear = functools.partial(nnx.Linear, rngs=rngs)
@@ -285,7 +288,7 @@ def load(
     shardings, for `jax.jit`, are `jax.tree.map(lambda x: x.sharding, state)`.
 
   Raises:
-    UserError: a folder that does not hold a Wan2.1 transformer, or a mesh that does not fit its heads.
+    UserError: a folder that does not hold a Wan2.1 transformer, or a mesh or attention kernel that does not fit it.
   """
   config = TransformerConfig.from_folder(folder)
   build = functools.partial(WanTransformer, config, dtype=dtype, attention=attention, remat=remat)

@@ -130,8 +130,13 @@ class UMT5Encoder(nnx.Module):
     self.embed = nnx.Embed(
       config.vocab_size, config.d_model, embedding_init=initializer, dtype=dtype, param_dtype=dtype, rngs=rngs
     )
-    make_block = nnx.vmap(lambda rngs: Block(config, dtype=dtype, rngs=rngs))
-    self.blocks = make_block(rngs.fork(split=config.num_layers))
+
+    @nnx.split_rngs(splits=config.num_layers)
+    @nnx.vmap
+    def stacked(rngs: nnx.Rngs) -> Block:
+      return Block(config, dtype=dtype, rngs=rngs)
+
+    self.blocks = stacked(rngs)
     self.final_norm = Norm(config, dtype=dtype, rngs=rngs)
 
   def __call__(self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:

@@ -116,7 +116,10 @@ def parse_config(schema: type[T], values: Mapping[str, Any], folder: str | os.Pa
   """Fills the dataclass `schema` from the config.json of `folder`, of which it may name only a part.
 
   Fields have the names of the file. A field may be an int, float, bool, str, a tuple of those, or None as well
-  (`X | None`); one that the file lacks keeps its default. A `UserError` for a value of another type, or a lack without default.
+  (`X | None`); one that the file lacks keeps its default.
+
+  Raises:
+    UserError: a value is of another type, or the file lacks a field that has no default.
   """
   kinds = typing.get_type_hints(schema)
   found = {}
@@ -125,8 +128,8 @@ def parse_config(schema: type[T], values: Mapping[str, Any], folder: str | os.Pa
       value = values[field.name]
       value = tuple(value) if isinstance(value, list) else value
       if not _fits(value, kinds[field.name]):
-        raise UserError(f"{Path(folder) / 'config.json'} has {field.name} = {values[field.name]!r}; it should be of type "
-                        f"{field.type}.")
+        raise UserError(f"{Path(folder) / 'config.json'} has {field.name} = {values[field.name]!r}; it should be of "
+                        f"type {field.type}.")
       found[field.name] = value
     elif field.default is dataclasses.MISSING:
       raise UserError(f"{Path(folder) / 'config.json'} lacks {field.name}, of type {field.type}.")
@@ -294,8 +297,8 @@ def _check_tensors(
                     f"{' '.join(differences)} Weights and config.json must come from the same Wan2.1-shaped model.")
   odd = [f"{name} is {checkpoint.dtype(name)}" for name in sorted(expected) if checkpoint.dtype(name) not in _FLOATS]
   if odd:
-    raise UserError(f"the weights in {checkpoint.folder} are not all of a kind that can be read ({', '.join(_FLOATS)}): "
-                    f"{_bounded(odd)}. Use an unquantised checkpoint.")
+    raise UserError(f"the weights in {checkpoint.folder} are not all of a kind that can be read "
+                    f"({', '.join(_FLOATS)}): {_bounded(odd)}. Use an unquantised checkpoint.")
 
 
 def _read_leaf(checkpoint: _Checkpoint, tensor: Tensor, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -55,8 +55,8 @@ def check_heads(mesh: Mesh | None, heads: int) -> None:
   """A `UserError` where the sequence axis cannot share out the attention heads."""
   if mesh is not None and heads % mesh.shape["sequence"]:
     allowed = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
-    raise UserError(f"config.mesh.sequence is {mesh.shape['sequence']}, and the transformer has {heads} attention heads, "
-                    f"which it must divide: {allowed} would do.")
+    raise UserError(f"config.mesh.sequence is {mesh.shape['sequence']}, and the transformer has {heads} attention "
+                    f"heads, which it must divide: {allowed} would do.")
 
 
 def check_batch(mesh: Mesh, name: str, size: int) -> None:
@@ -80,7 +80,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def batch_axes(mesh: Mesh, size: int) -> tuple[str, ...]:
   """The mesh axes that a batch of `size` can be dealt out over evenly; the work of the others is repeated.
 
-  Batches inside a program are not always those that the user chose: the shared start of a rollout has one entry a group.
+  Batches inside a program are not always those that the user chose: a rollout's shared start has one entry a group.
   """
   choices = (BATCH_AXES, *((axis,) for axis in sorted(BATCH_AXES, key=mesh.shape.get, reverse=True)))
   return next((axes for axes in choices if size % math.prod(mesh.shape[axis] for axis in axes) == 0), ())

@@ -31,7 +31,7 @@ def find(folder: Path) -> list[Path]:
     raise UserError(f"--videos={folder}: there is no such folder.")
   clips = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
   if not clips:
-    raise UserError(f"--videos={folder}: there are no clips in it; clips are files that end in {' or '.join(SUFFIXES)}.")
+    raise UserError(f"--videos={folder}: there are no clips in it; a clip's name ends in {' or '.join(SUFFIXES)}.")
   return clips
 
 

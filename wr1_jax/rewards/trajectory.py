@@ -5,16 +5,17 @@ exact form open. Here, with both paths anchored at their first frame,
 
   S = exp(-(e_t / translation_tolerance + e_r / rotation_tolerance)),
 
-e_r the root mean square over frames of the angle between the two rotations, and e_t that of the distance between the two
-positions, in units of the target's reach (its largest distance from the start; for a straight path, its length).
+e_r the root mean square over frames of the angle between the two rotations, and e_t that of the distance between the
+two positions, in units of the target's reach: its largest distance from the start. For a straight path that is its
+length; for one that comes back (move left, then move right) the length would let a camera that stands still score well.
 
-A path recovered from a video has no absolute scale, and the scene that the target was drawn for is only an assumed one. Both
-are therefore measured in the depth of their own scene, and the recovered positions p are fitted to the target's t by one
-least-squares factor <p, t> / <p, p>. The factor is kept within [1/max_scale, max_scale]: otherwise the hair's drift of a
-camera that stands still would be scaled up into the whole move, and a reversed path could hide by shrinking to a point.
-One factor about the common first frame is fitted rather than a similarity transform, whose rotation is undetermined for
-a straight path. Where the target does not move from its place (a pan, a fixed camera) nothing is fitted, and e_t is in
-scene depths.
+A path recovered from a video has no absolute scale, and the scene that the target was drawn for is an assumed one. Both
+are therefore measured in the depth of their own scene, and the recovered positions p are fitted to the target's t by
+one least-squares factor <p, t> / <p, p>. The factor is kept within [1/max_scale, max_scale]: otherwise the hair's drift
+of a camera that stands still would be scaled up into the whole move, and a reversed path could hide by shrinking to a
+point. One factor about the common first frame is fitted rather than a similarity transform, whose rotation is
+undetermined for a straight path. Where the target does not leave its place (a pan, a fixed camera) nothing is fitted,
+and e_t is in scene depths.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class TrajectoryScore:
   """S_traj in [0, 1] and what it was made of; all NaN, with a reason, if it could not be computed."""
 
   score: float
-  translation_error: float = math.nan  # root mean square, in the target's reach, or in scene depths if it stays in place
+  translation_error: float = math.nan  # root mean square, in the target's reach; in scene depths if it stays put
   rotation_error: float = math.nan  # root mean square, degrees
   scale: float = math.nan  # fitted factor on the recovered positions
   reason: str = ""  # why the score is NaN
@@ -92,7 +93,7 @@ def _fitted_scale(positions: Float[np.ndarray, "T 3"], wanted: Float[np.ndarray,
 
 
 def _angles_between(a: Float[np.ndarray, "T 3 3"], b: Float[np.ndarray, "T 3 3"]) -> Float[np.ndarray, "T"]:
-  """Geodesic distances in radians, from |A - B| = 2 sqrt(2) sin(angle / 2): exact for small angles, unlike the trace."""
+  """Geodesic distances in radians, from |A - B| = 2 sqrt(2) sin(angle / 2), exact where the trace's arccos is not."""
   chord = np.linalg.norm(a - b, axis=(-2, -1)) / (2 * math.sqrt(2))
   return 2 * np.arcsin(np.minimum(chord, 1.0))
 

@@ -8,12 +8,14 @@ widened by `SCREEN_BLUR`, and the ellipses over a pixel are blended front to bac
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-NEAREST = 0.01  # Gaussians closer than this to the image plane, in units of the scene, are not drawn
+NEAREST = 0.05  # Gaussians closer than this to the image plane, in units of the scene, are not drawn
 SCREEN_BLUR = 0.3  # added to the variances on the screen, in squared pixels
 MAX_ALPHA = 0.999
 MIN_ALPHA = 1 / 255
@@ -50,22 +52,23 @@ class Fragments:
 
   def blend(self, values: Float[Tensor, "g c"]) -> Float[Tensor, "h w c"]:
     """The image of any per-Gaussian values, over zero."""
-    image = values.new_zeros(self.size[0] * self.size[1], values.shape[1])
-    image.index_add_(0, self.pixel, self.weight[:, None] * values[self.gaussian])
+    count = torch.bincount(self.pixel, minlength=self.size[0] * self.size[1])
+    image = F.embedding_bag(self.gaussian, values.contiguous(), count.cumsum(0) - count, mode="sum",
+                            per_sample_weights=self.weight)
     return image.unflatten(0, self.size)
 
   def alpha(self) -> Float[Tensor, "h w"]:
-    image = self.weight.new_zeros(self.size[0] * self.size[1])
-    return image.index_add_(0, self.pixel, self.weight).unflatten(0, self.size)
+    return torch.bincount(self.pixel, self.weight, self.size[0] * self.size[1]).unflatten(0, self.size)
 
-  def gather(self, image: Float[Tensor, "h w c"], count: int) -> Float[Tensor, "g c"]:
+  def gather(self, image: Float[Tensor, "h w c"]) -> Float[Tensor, "g c"]:
     """The transpose of `blend`: per Gaussian, the weighted sum of the pixels that show it."""
-    values = image.new_zeros(count, image.shape[-1])
-    return values.index_add_(0, self.gaussian, self.weight[:, None] * image.flatten(0, 1)[self.pixel])
+    values = image.new_zeros(len(self.depth), image.shape[-1])
+    seen = self.weight[:, None] * image.flatten(0, 1).index_select(0, self.pixel)
+    return values.index_add_(0, self.gaussian, seen)
 
 
 def rotation_matrices(quaternions: Float[Tensor, "g 4"]) -> Float[Tensor, "g 3 3"]:
-  w, x, y, z = torch.nn.functional.normalize(quaternions, dim=-1).unbind(-1)
+  w, x, y, z = F.normalize(quaternions, dim=-1).unbind(-1)
   return torch.stack([
     1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
     2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
@@ -95,51 +98,68 @@ def splat(scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor, "3
   """Draws a scene from a camera-to-world pose with intrinsics in pixels of an image of `size` (h, w)."""
   h, w = size
   centre, covariance, depth = _project(scene, pose, camera)
-  xx, xy, yy = covariance.unbind(-1)
-  # The ellipse where alpha falls to MIN_ALPHA, and the box of pixel centres inside it.
+  # The box of pixel centres around the ellipse where alpha falls to MIN_ALPHA.
   reach = torch.sqrt(2 * torch.log((scene.opacities / MIN_ALPHA).clamp_min(1)))
-  extent = reach[:, None] * torch.stack([xx, yy], -1).sqrt()
-  limit = torch.tensor([w, h], device=centre.device)
+  extent = reach[:, None] * covariance[:, [0, 2]].sqrt()
   low = (centre - extent - 0.5).ceil().clamp_min(0)
-  high = torch.minimum((centre + extent - 0.5).floor(), limit - 1.0)
-  visible = (depth > NEAREST) & (high >= low).all(-1)
-  order = torch.nonzero(visible)[:, 0]
-  order = order[torch.argsort(depth[order], stable=True)]
+  high = torch.minimum((centre + extent - 0.5).floor(), centre.new_tensor([w - 1, h - 1]))
+  visible = torch.nonzero((depth > NEAREST) & (high >= low).all(-1))[:, 0]
+  front_to_back = visible[torch.argsort(depth[visible], stable=True)]
 
-  low, high = low[order].long(), high[order].long()
-  columns = high[:, 0] - low[:, 0] + 1
-  count = columns * (high[:, 1] - low[:, 1] + 1)
-  owner = torch.repeat_interleave(count)
-  within = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
-  row = within // columns[owner]
-  column = within - row * columns[owner] + low[owner, 0]
-  row += low[owner, 1]
+  xx, xy, yy = covariance[front_to_back].unbind(-1)
+  determinant = xx * yy - xy * xy
+  ellipse = torch.stack([yy / determinant, -xy / determinant, xx / determinant], -1)
+  low, high, centre = low[front_to_back], high[front_to_back], centre[front_to_back]
+  opacity = scene.opacities[front_to_back]
+  sides = (high - low).amax(-1) + 1
+  parts, smallest = [], 0
+  for side in _box_sides(max(size)):
+    rank = torch.nonzero((sides > smallest) & (sides <= side))[:, 0]
+    smallest = side
+    if len(rank):
+      parts.append(_box_fragments(side, w, rank, centre[rank], ellipse[rank], opacity[rank], low[rank], high[rank]))
+  if not parts:
+    nothing = visible.new_zeros(0)
+    return Fragments(size, nothing, nothing, depth.new_zeros(0), depth)
+  pixel, rank, alpha = (torch.cat(x) for x in zip(*parts))
+  order = torch.argsort(pixel * len(front_to_back) + rank)
+  pixel, rank, alpha = (x.index_select(0, order) for x in (pixel, rank, alpha))
+  return Fragments(size, pixel, front_to_back.index_select(0, rank), _blending_weights(pixel, alpha), depth)
 
-  determinant = (xx * yy - xy * xy).clamp_min(1e-12)
-  conic = torch.stack([yy / determinant, xy / determinant, xx / determinant], -1)[order][owner]
-  gaussian = order[owner]
-  dx = column + 0.5 - centre[gaussian, 0]
-  dy = row + 0.5 - centre[gaussian, 1]
-  power = 0.5 * (conic[:, 0] * dx * dx + conic[:, 2] * dy * dy) - conic[:, 1] * dx * dy
-  alpha = (scene.opacities[gaussian] * torch.exp(-power)).clamp_max(MAX_ALPHA)
-  drawn = alpha >= MIN_ALPHA
-  return _blend_order(size, (row * w + column)[drawn], gaussian[drawn], alpha[drawn], depth)
+
+def _box_sides(largest: int) -> list[int]:
+  """Box sizes into which Gaussians are sorted, so that each class is one dense array without much waste."""
+  sides = [3, 5]
+  while sides[-1] < largest:
+    sides.append(math.ceil(1.4 * sides[-1]))
+  return sides
 
 
-def _blend_order(size, pixel, gaussian, alpha, depth) -> Fragments:
-  """Groups fragments, given front to back, by pixel and turns their alphas into blending weights."""
-  order = torch.argsort(pixel, stable=True)
-  pixel, gaussian, alpha = pixel[order], gaussian[order], alpha[order]
-  # Transmittance before each fragment: products within a pixel are differences of running sums of logarithms.
-  passed = torch.log1p(-alpha.double()).cumsum(0)
-  before = passed - torch.log1p(-alpha.double())
-  first = torch.ones_like(pixel, dtype=torch.bool)
-  first[1:] = pixel[1:] != pixel[:-1]
-  start = torch.nonzero(first)[:, 0][first.cumsum(0) - 1]
-  transmittance = torch.exp(before - before[start])
-  lit = transmittance * (1 - alpha) > MIN_TRANSMITTANCE
-  weight = torch.where(lit, transmittance * alpha, 0).float()
-  return Fragments(size, pixel, gaussian, weight, depth)
+def _box_fragments(side, width, rank, centre, ellipse, opacity, low, high):
+  """Pixel, rank and alpha wherever Gaussians whose boxes have at most `side` pixels a side are drawn."""
+  steps = torch.arange(side, device=low.device, dtype=low.dtype)
+  column, row = low[:, :1] + steps, low[:, 1:] + steps  # [m, side]
+  dx, dy = column + 0.5 - centre[:, :1], row + 0.5 - centre[:, 1:]
+  a, b, c = ellipse.unbind(-1)
+  power = (0.5 * a[:, None] * dx * dx)[:, None, :] + (0.5 * c[:, None] * dy * dy)[:, :, None]
+  power = power + (b[:, None] * dy)[:, :, None] * dx[:, None, :]
+  alpha = (opacity[:, None, None] * torch.exp(-power)).clamp_max(MAX_ALPHA)
+  alpha = alpha * (column <= high[:, :1])[:, None, :] * (row <= high[:, 1:])[:, :, None]
+  drawn = torch.nonzero(alpha.flatten() >= MIN_ALPHA)[:, 0]
+  pixel = (row[:, :, None] * width + column[:, None, :]).long()
+  return (pixel.flatten().index_select(0, drawn), rank.index_select(0, drawn // side**2),
+          alpha.flatten().index_select(0, drawn))
+
+
+def _blending_weights(pixel: Int[Tensor, "n"], alpha: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+  """alpha x transmittance of fragments that are grouped by pixel and go from front to back within each."""
+  absorbed = torch.log1p(-alpha)
+  # Products within a pixel are differences of running sums; these are long, hence double precision.
+  before = absorbed.cumsum(0, dtype=torch.float64) - absorbed
+  first = torch.nonzero(pixel.diff(prepend=pixel[:1] - 1))[:, 0]
+  count = first.diff(append=first.new_tensor([len(pixel)]))
+  transmittance = torch.exp(before - before[first].repeat_interleave(count, output_size=len(pixel))).float()
+  return torch.where(transmittance * (1 - alpha) > MIN_TRANSMITTANCE, transmittance * alpha, 0)
 
 
 def render(scene: Gaussians, poses: Float[Tensor, "T 4 4"], cameras: Float[Tensor, "T 3 3"],

@@ -80,9 +80,9 @@ class Priors:
   """Weights of what is believed before looking, per point and frame of image evidence."""
 
   depth: float = 1e-4  # keeps the mean log depth near 0: translations are in depth units
-  rough: float = 3e-3  # differences between neighbouring nodes
+  rough: float = 1e-2  # differences between neighbouring nodes
   light: float = 0.1
-  still: float = 1e-5  # translations near 0: a camera moves only if that explains something
+  still: float = 1e-4  # translations near 0: a camera moves only if that explains something
   smooth: float = 0.0  # accelerations near 0 (radians and median depths, per frame and frame)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from wr1_jax.sidecar.photometric.bundle import Level
@@ -13,9 +13,10 @@ LUMA = (0.299, 0.587, 0.114)
 COARSEST_SIDE = 12  # pixels of the shorter side
 
 
-def brightness(frames: UInt8[Tensor, "b T h w 3"]) -> Float[Tensor, "b T h w"]:
-  """Luma in [0, 1]."""
-  return (frames.float() / 255) @ torch.tensor(LUMA, device=frames.device)
+def brightness(images: Float[Tensor, "b T 3 h w"]) -> Float[Tensor, "b T h w"]:
+  """Luma of RGB images."""
+  red, green, blue = images.unbind(2)
+  return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def pyramid(image: Float[Tensor, "b T h w"]) -> list[Float[Tensor, "b T h w"]]:
@@ -53,14 +54,28 @@ def roughness(grid: tuple[int, int]) -> Float[Tensor, "g g"]:
   return torch.kron(path(grid[0]), torch.eye(grid[1])) + torch.kron(torch.eye(grid[0]), path(grid[1]))
 
 
-def make_level(image: Float[Tensor, "b T h w"], camera: Float[Tensor, "4"], reference: int, grid: tuple[int, int],
-               outlier: float, stride: int = 1) -> Level:
-  """The bundle adjustment of one level. `camera` is in pixels of this level; `outlier` is in standard deviations."""
+def make_level(image: Float[Tensor, "b T h w"], camera: Float[Tensor, "3 3"], reference: int, grid: tuple[int, int],
+               outlier: float, stride: int) -> Level:
+  """The bundle adjustment of one level.
+
+  Args:
+    camera: intrinsics in pixels of this level; its last row is not read, so scaling the whole matrix is fine.
+    outlier: residual at which a pixel starts to count as an outlier, in standard deviations of the image.
+    stride: every how many columns and rows a reference pixel is used.
+  """
   h, w = image.shape[-2:]
-  v, u = torch.meshgrid(torch.arange(stride // 2, h, stride) + 0.5, torch.arange(stride // 2, w, stride) + 0.5, indexing="ij")
-  fx, fy, cx, cy = camera
-  rays = torch.stack([(u - cx) / fx, (v - cy) / fy, torch.ones_like(u)]).flatten(1)
-  scale = outlier * image.std((2, 3)).mean(1).clamp_min(1e-3)
-  full = with_slopes(image)
-  return Level(full, full[:, reference, 0, stride // 2::stride, stride // 2::stride].flatten(1), reference, rays.to(image), camera.to(image), grid_weights((h, w), grid).reshape(h, w, -1)[stride // 2::stride, stride // 2::stride].flatten(0, 1).to(image),
-               roughness(grid).to(image), scale)
+  rows, columns = (slice(stride // 2, None, stride),) * 2
+  v, u = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+  fx, fy, cx, cy = camera[0, 0], camera[1, 1], camera[0, 2], camera[1, 2]
+  u, v = u[rows, columns].to(image), v[rows, columns].to(image)
+  weights = grid_weights((h, w), grid).unflatten(0, (h, w))[rows, columns].flatten(0, 1)
+  return Level(
+    images=with_slopes(image),
+    values=image[:, reference, rows, columns].flatten(1),
+    reference=reference,
+    rays=torch.stack([(u - cx) / fx, (v - cy) / fy, torch.ones_like(u)]).flatten(1),
+    camera=torch.stack([fx, fy, cx, cy]).to(image),
+    weights=weights.to(image),
+    roughness=roughness(grid).to(image),
+    scale=outlier * image.std((2, 3)).mean(1).clamp_min(1e-3),
+  )

@@ -70,10 +70,10 @@ def fit_colours(scene: Gaussians, images: Float[Tensor, "T 3 h w"], poses: Float
   picks = torch.linspace(0, len(images) - 1, min(COLOUR_FRAMES, len(images))).round().long().unique()
   fragments = [splat(scene, poses[i], camera, (h, w)) for i in picks]
   ones = images.new_ones(h, w, 1)
-  seen = sum(fragment.gather(ones, len(scene)) for fragment in fragments).clamp_min(1e-2)
+  seen = sum(fragment.gather(ones) for fragment in fragments).clamp_min(1e-2)
   colours = scene.colours
   for _ in range(COLOUR_ROUNDS):
-    pull = sum(fragment.gather(images[i].permute(1, 2, 0) - fragment.blend(colours), len(scene))
+    pull = sum(fragment.gather(images[i].permute(1, 2, 0) - fragment.blend(colours))
                for i, fragment in zip(picks, fragments))
     colours = colours + pull / seen
   return Gaussians(scene.means, scene.scales, scene.quaternions, scene.opacities, colours.clamp(0, 1))

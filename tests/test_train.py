@@ -1,0 +1,162 @@
+"""The whole loop as its users run it: a process that is killed, stopped and started again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wr1_jax.errors import UserError
+from wr1_jax.training import reports
+
+_REPO = Path(__file__).parents[1]
+_ITERATIONS = 5
+_OPTIONS = (
+    f"--config={_REPO / 'configs' / 'tiny.py'}",
+    "--config.video.height=64",
+    "--config.video.width=64",
+    "--config.video.frames=5",
+    "--config.sampling.steps=4",
+    "--config.sampling.window_start_max=2",
+    f"--config.train.iterations={_ITERATIONS}",
+    "--config.train.main_iterations=2",
+    "--config.train.dynamic_iterations=1",
+    "--config.train.groups=2",
+    "--config.train.group_size=2",
+    "--config.train.decode_batch=2",
+    "--config.train.update_batch=2",
+    "--config.train.checkpoint_every=2",
+)
+_NEEDED = (
+    "iteration", "phase", "reward/total", "reward/recon", "reward/traj", "reward/meta", "reward/general",
+    "reward/valid_fraction", "policy/ratio_mean", "policy/clip_fraction", "policy/kl", "policy/grad_norm",
+    "policy/advantage_abs", "time/rollout", "time/decode", "time/reward_wait", "time/update", "time/total",
+)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+  """Starts a run in a folder; runs share a compilation cache, and none outlives the module."""
+  cache = tmp_path_factory.mktemp("cache")
+  environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "XLA_FLAGS": ""}
+  environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  started = []
+
+  def start(workdir: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "wr1_jax.train", *_OPTIONS, *options, f"--workdir={workdir}"]
+    process = subprocess.Popen(
+        command, cwd=_REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    process.kill()
+
+
+def _records(workdir: Path) -> list[dict]:
+  path = workdir / "metrics.jsonl"
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _wait_for_iterations(process: subprocess.Popen, workdir: Path, count: int) -> None:
+  deadline = time.monotonic() + 400
+  while len(_records(workdir)) < count:
+    assert process.poll() is None, process.stdout.read()
+    assert time.monotonic() < deadline, "the run makes no progress"
+    time.sleep(0.05)
+
+
+def _without_times(records: list[dict]) -> list[dict]:
+  return [{name: value for name, value in record.items() if not name.startswith("time/")} for record in records]
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory) -> Path:
+  """The folder of a run that was never disturbed."""
+  workdir = tmp_path_factory.mktemp("finished")
+  process = start(workdir)
+  output, _ = process.communicate(timeout=400)
+  assert process.returncode == 0, output
+  return workdir
+
+
+def test_metrics_are_complete(finished):
+  records = _records(finished)
+  assert [record["iteration"] for record in records] == list(range(_ITERATIONS))
+  assert [record["phase"] for record in records] == ["main", "main", "dynamic", "main", "main"]
+  for record in records:
+    assert not set(_NEEDED) - set(record)
+    assert abs(record["policy/ratio_mean"] - 1) < 1e-3  # one update an iteration: each is the first on its rollouts
+    assert record["reward/valid_fraction"] == 1
+    dynamic = record["phase"] == "dynamic"
+    for part in ("recon", "traj", "meta"):
+      assert (record[f"reward/{part}"] is None) == dynamic
+  assert records[0]["policy/kl"] == 0 and records[-1]["policy/kl"] > 0
+
+
+def test_run_folder_is_complete(finished):
+  assert {path.name for path in finished.iterdir()} >= {
+      "metrics.jsonl", "tensorboard", "videos", "pictures", "checkpoints", "config.json", "versions.json"
+  }
+  assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["2", "4", "5"]
+  assert list((finished / "videos").glob("*_rollouts.mp4")) and list((finished / "pictures").glob("*_camera_path.png"))
+
+
+def test_killed_and_stopped_runs_go_on_exactly(start, finished, tmp_path):
+  process = start(tmp_path)
+  _wait_for_iterations(process, tmp_path, 3)  # one past the checkpoint
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+
+  process = start(tmp_path)
+  output = ""
+  while "going on after iteration" not in output:
+    line = process.stdout.readline()
+    assert line, output
+    output += line
+  _wait_for_iterations(process, tmp_path, 3)
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=200)
+  assert process.returncode == 0, output
+  assert "SIGTERM" in output
+
+  process = start(tmp_path)
+  output, _ = process.communicate(timeout=400)
+  assert process.returncode == 0, output
+  assert _without_times(_records(tmp_path)) == _without_times(_records(finished))
+
+
+def test_wrong_input_is_said_before_work_starts(start, tmp_path):
+  process = start(tmp_path, "--config.data.static_prompts=nowhere.txt")
+  output, _ = process.communicate(timeout=100)
+  assert process.returncode == 2 and "error: prompt file nowhere.txt" in output and "Traceback" not in output
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path):
+  class Rollout:
+    steps = np.array([4])
+
+  class Prompt:
+    text = "Camera push in. A jug."
+
+  class Batch:
+    prompts, rollout = (Prompt(),), Rollout()
+
+  class Scored:
+    total = np.array([[0.5, 1.5]])
+
+  values = {"policy/samples": 2.0, "policy/loss": math.nan, "policy/grad_norm": 1.0}
+  with pytest.raises(UserError, match="iteration 7 is not finite.*A jug.*last good"):
+    reports.check_finite(values, 7, [Batch()], Scored(), tmp_path)
+  reports.check_finite({**values, "policy/loss": 0.1}, 7, [Batch()], Scored(), tmp_path)
+  reports.check_finite({**values, "policy/samples": 0.0}, 7, [Batch()], Scored(), tmp_path)

@@ -1,0 +1,56 @@
+"""The photometric reconstructor as the sidecar's scorers see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from wr1_jax.config import ReconstructionConfig, RewardsConfig
+from wr1_jax.errors import UserError
+from wr1_jax.sidecar import reconstruct
+from wr1_jax.sidecar.offset_view import offset_view
+from wr1_jax.sidecar.reconstruct import PhotometricReconstructor, Unreconstructed
+from wr1_jax.sidecar.scorers import Unscored, View
+
+
+def make(config: RewardsConfig) -> PhotometricScorer:
+  """The reconstructor that a config describes.
+
+  Raises:
+    UserError: this torch has no such device.
+  """
+  torch.set_num_threads(config.threads)
+  try:
+    torch.empty(0, device=config.device)
+  except (RuntimeError, AssertionError) as error:
+    raise UserError(f"config.rewards.device is '{config.device}', which PyTorch {torch.__version__} cannot use here: "
+                    f"{str(error).splitlines()[0]}. 'cpu' always works.") from error
+  return PhotometricScorer(config.reconstruction, config.device)
+
+
+class PhotometricScorer:
+  """Reconstructs clips and renders what the rewards look at."""
+
+  def __init__(self, config: ReconstructionConfig, device: str):
+    self._config = config
+    self._reconstruct = PhotometricReconstructor(config, device)
+
+  def __call__(self, videos: UInt8[np.ndarray, "N T H W 3"],
+               paths: Sequence[Float[np.ndarray, "T 4 4"] | None]) -> list[View | Unscored]:
+    return [self._view(found) for found in self._reconstruct(videos, paths)]
+
+  def _view(self, found: reconstruct.Reconstruction | Unreconstructed) -> View | Unscored:
+    if isinstance(found, Unreconstructed):
+      return Unscored(found.reason)
+    rgb, alpha = offset_view(found, self._config)
+    return View(
+      frames=found.frames,
+      rendered=reconstruct.render_frames(found),
+      offset_view=np.round(255 * rgb).astype(np.uint8),
+      offset_alpha=alpha,
+      poses=found.poses,
+      depth_unit=found.depth_unit,
+    )

@@ -1,0 +1,109 @@
+"""Proxies for the two learned judges, from image statistics alone: no weights, no GPU, no opinion on content.
+
+`offset_view_proxy` stands in for the vision-language model that judges the scene from an offset view (S_meta), and
+`frame_quality_proxy` for the human-preference model (R_gen). They notice the coarse faults only: holes, floaters and smeared
+texture in the one, blur, noise, bad exposure and flatness in the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from scipy import ndimage
+
+from wr1_jax.config import ReconstructionConfig, RewardsConfig
+from wr1_jax.sidecar.scorers import View
+
+LUMA = np.array([0.299, 0.587, 0.114])
+SPECKS_TOLERATED = 0.02  # share of specks at which the offset view's score is down to 1/e
+SPECK_CONTRAST = 0.12  # brightness by which a pixel must stick out of its 3 x 3 surroundings to be a speck
+HOLE_SIDE = 5  # pixels; holes and islands of alpha narrower than about half of this are specks
+
+
+class OffsetViewProxy:
+  """S_meta of the default config: a proxy for the judge, see `offset_view_proxy`."""
+
+  def __init__(self, config: RewardsConfig):
+    self._config = config.reconstruction
+
+  def __call__(self, views: Sequence[View], prompts: Sequence[str]) -> list[float]:
+    return [offset_view_proxy(view.frames, view.offset_view, view.offset_alpha, self._config) for view in views]
+
+
+class FrameQualityProxy:
+  """R_gen of the default config: a proxy for the judge, see `frame_quality_proxy`."""
+
+  def __init__(self, config: RewardsConfig):
+    pass
+
+  def __call__(self, frames: UInt8[np.ndarray, "N K H W 3"], prompts: Sequence[str]) -> list[float]:
+    return [frame_quality_proxy(clip) for clip in frames]
+
+
+def offset_view_proxy(frames: UInt8[np.ndarray, "T h w 3"], rgb: UInt8[np.ndarray, "h w 3"],
+                      alpha: Float[np.ndarray, "h w"], config: ReconstructionConfig) -> float:
+  """A proxy for a judge of the offset view: coverage x freedom from floaters x detail, in [0, 1].
+
+  Coverage is measured against what a wall at the median depth, seen by one camera only, would fill of the offset view.
+  More than that earns nothing, so a camera that moves far, an orbit say, has no advantage over one that stands still.
+  """
+  coverage = min(1.0, float(alpha.mean()) / wall_coverage(config))
+  covered = alpha > 0.9
+  if covered.mean() < 0.05:
+    return 0.0
+  middle = _luma(frames[len(frames) // 2])
+  view = _luma(rgb)
+  specks = float(np.mean(np.abs(alpha - ndimage.median_filter(alpha, HOLE_SIDE)) > 0.5))
+  specks += max(0.0, float(_sticks_out(view)[covered].mean() - _sticks_out(middle).mean()))
+  interior = ndimage.binary_erosion(covered, iterations=2)
+  detail = _slope(view)[interior].mean() / max(_slope(middle).mean(), 1e-6) if interior.any() else 0.0
+  return float(coverage * np.exp(-specks / SPECKS_TOLERATED) * min(1.0, detail) ** 0.5)
+
+
+def wall_coverage(config: ReconstructionConfig) -> float:
+  """Share of the offset view that a wall at depth 1 fills if only the camera without offset saw it."""
+  shrunk = 1 / (1 + config.offset_back)
+  shift = config.focal * config.offset_side * shrunk
+  across = min(0.5, 0.5 * shrunk + shift) - max(-0.5, -0.5 * shrunk + shift)
+  return max(across, 0.05) * shrunk
+
+
+def frame_quality_proxy(frames: UInt8[np.ndarray, "K h w 3"]) -> float:
+  """A proxy for an aesthetic judge: the geometric mean of sharpness, exposure and contrast, in [0, 1], mean over frames.
+
+  Sharpness compares the energy of fine and of coarse detail. In photographs they are of one size; blur lacks the fine,
+  and noise has little else, so adding noise to a blurred image does not pay.
+  """
+  return float(np.mean([_frame_quality(_luma(frame)) for frame in frames]))
+
+
+def _frame_quality(luma: Float[np.ndarray, "h w"]) -> float:
+  contrast = min(1.0, float(luma.std()) / 0.15)
+  clipped = float(np.mean((luma < 0.02) | (luma > 0.98)))
+  exposure = max(0.0, 1 - 2 * abs(float(luma.mean()) - 0.45)) ** 0.5 * max(0.0, 1 - 2 * clipped)
+  return (_sharpness(luma) * exposure * contrast) ** (1 / 3)
+
+
+def _sharpness(luma: Float[np.ndarray, "h w"]) -> float:
+  """1 where the finest octave has 0.15 to 0.8 times the energy of the octave below; 0 for white noise and for blur."""
+  smooth = ndimage.gaussian_filter(luma, 1.0)
+  smoother = ndimage.gaussian_filter(luma, 2.0)
+  fine, coarse = float(np.var(luma - smooth)), float(np.var(smooth - smoother))
+  # Less than the rounding to 8 bits is no detail.
+  if coarse < 1e-7:
+    return 0.0
+  return float(np.interp(fine / coarse, [0.0, 0.15, 0.8, 4.0], [0.0, 1.0, 1.0, 0.0]))
+
+
+def _luma(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
+  return image @ LUMA / 255
+
+
+def _sticks_out(luma: Float[np.ndarray, "h w"]) -> np.ndarray:
+  return np.abs(luma - ndimage.median_filter(luma, 3)) > SPECK_CONTRAST
+
+
+def _slope(luma: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+  return np.hypot(ndimage.sobel(luma, 0), ndimage.sobel(luma, 1))

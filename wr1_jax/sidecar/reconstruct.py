@@ -1,0 +1,142 @@
+"""The weight-free reconstructor: one rigid scene of Gaussians and a camera path, from the pixels of a clip alone.
+
+Poses and a coarse depth map come from photometric bundle adjustment (`photometric.search`), dense depth from a plane sweep
+and colours from least squares over the frames (`photometric.scene`). A clip that is not the view of one rigid scene is
+reproduced badly, and that is what the reward measures. Scale cannot be seen: the scene is scaled to median depth 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from wr1_jax.config import ReconstructionConfig
+from wr1_jax.sidecar import gaussians, geometry
+from wr1_jax.sidecar.gaussians import Gaussians
+from wr1_jax.sidecar.photometric import depth, pyramid, scene, search
+
+MIN_TEXTURE = 0.01  # share of pixels that must differ from a neighbour, or there is nothing to track
+CLIPS_AT_ONCE = {"cpu": 1, "cuda": 8}  # one clip fills a CPU's cores, and then depends on no other to the last bit
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reconstruction:
+  """What was found in one clip of T frames, at the processed size (h, w)."""
+
+  frames: UInt8[np.ndarray, "T h w 3"]  # the clip itself
+  poses: Float[np.ndarray, "T 4 4"]  # camera-to-world, float32, anchored at the first frame
+  intrinsics: Float[np.ndarray, "T 3 3"]  # pixels of the processed size
+  depth_unit: float  # median depth of the scene as the first frame sees it, in the units of `poses`
+  scene: Gaussians  # in the frame of the first camera
+  residual: float  # robust photometric residual of the path, 0 to 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreconstructed:
+  """Why a clip has no reconstruction."""
+
+  reason: str
+
+
+class PhotometricReconstructor:
+  """Reconstructs clips. Deterministic for a given number of threads; on a CPU clips do not influence each other."""
+
+  def __init__(self, config: ReconstructionConfig, device: str = "cpu"):
+    self._config = config
+    self._device = torch.device(device)
+
+  def __call__(self, videos: UInt8[np.ndarray, "N T H W 3"],
+               paths: Sequence[Float[np.ndarray, "T 4 4"] | None]) -> list[Reconstruction | Unreconstructed]:
+    """Reconstructs every clip.
+
+    Args:
+      videos: any T >= 1 and any size from 64 pixels a side.
+      paths: for each clip the camera-to-world path asked for, in scene depths, or None. It is one more start of the
+        search; only the residual decides.
+    """
+    at_once = CLIPS_AT_ONCE.get(self._device.type, 1)
+    results = []
+    for i in range(0, len(videos), at_once):
+      results += self._reconstruct(videos[i : i + at_once], paths[i : i + at_once])
+    return results
+
+  @torch.no_grad()
+  def _reconstruct(self, videos, paths) -> list[Reconstruction | Unreconstructed]:
+    frames, height, width = videos.shape[1:4]
+    size = geometry.processed_size(height, width, self._config)
+    camera = geometry.intrinsics(height, width, size, self._config.focal)
+    small = torch.stack([shrink(torch.from_numpy(np.ascontiguousarray(video)).to(self._device), size) for video in videos])
+    keep = geometry.keep_frames(frames, self._config.max_frames)
+    images = small[:, keep].permute(0, 1, 4, 2, 3).float() / 255
+    k = torch.from_numpy(camera).to(self._device)
+    found = search.recover(pyramid.brightness(images), k, _asked(paths, keep).to(self._device), self._config.iterations)
+
+    results = []
+    for i in range(len(videos)):
+      if reason := _hopeless(images[i]):
+        results.append(Unreconstructed(reason))
+        continue
+      poses, log_inverse = _anchored(found.world_to_camera[i], found.log_inverse_depth[i], k)
+      if not (poses.isfinite().all() and log_inverse.isfinite().all()):
+        results.append(Unreconstructed("the search for a camera path diverged"))
+        continue
+      gaussian_scene = scene.build(images[i], poses.float(), k, len(keep) // 2, log_inverse)
+      all_poses = geometry.interpolate_poses(poses.cpu().numpy(), keep, frames)
+      results.append(Reconstruction(
+        frames=small[i].cpu().numpy(), poses=all_poses.astype(np.float32),
+        intrinsics=np.tile(camera, (frames, 1, 1)), depth_unit=1.0, scene=gaussian_scene,
+        residual=float(found.cost[i])))
+    return results
+
+
+def shrink(video: UInt8[Tensor, "T H W 3"], size: tuple[int, int]) -> UInt8[Tensor, "T h w 3"]:
+  """Resizes frames with antialiasing and rounds to 8 bits."""
+  if video.shape[1:3] == size:
+    return video
+  images = video.permute(0, 3, 1, 2).float()
+  images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+  return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def render_frames(reconstruction: Reconstruction) -> UInt8[np.ndarray, "T h w 3"]:
+  """The scene at the poses and intrinsics of the clip's own frames: image k belongs to frame k."""
+  device = reconstruction.scene.means.device
+  poses, cameras = (torch.from_numpy(x).to(device) for x in (reconstruction.poses, reconstruction.intrinsics))
+  rgb, _ = gaussians.render(reconstruction.scene, poses, cameras, reconstruction.frames.shape[1:3])
+  return (255 * rgb).round().to(torch.uint8).cpu().numpy()
+
+
+def _asked(paths: Sequence[np.ndarray | None], keep: np.ndarray) -> Float[Tensor, "n 1 T 4 4"]:
+  """The paths asked for at the frames in use; a still camera where there is none, which is a start anyway."""
+  still = np.tile(np.eye(4), (len(keep), 1, 1))
+  chosen = [still if path is None else np.asarray(path, np.float64)[keep] for path in paths]
+  return torch.from_numpy(np.stack(chosen))[:, None]
+
+
+def _hopeless(images: Float[Tensor, "T 3 h w"]) -> str | None:
+  """Why no camera path can be found, whatever the search says."""
+  textured = ((images.diff(dim=-1).abs().amax(1)[..., :-1, :] > 0) | (images.diff(dim=-2).abs().amax(1)[..., :-1] > 0))
+  share = float(textured.float().mean())
+  if share < MIN_TEXTURE:
+    return f"the frames have no texture to follow: only {share:.2%} of their pixels differ from their neighbours"
+  return None
+
+
+def _anchored(world_to_camera: Float[Tensor, "T 4 4"], log_inverse: Float[Tensor, "h w"], camera: Float[Tensor, "3 3"]):
+  """Camera-to-world poses anchored at the first frame, and depth, both scaled to median depth 1 in the first frame."""
+  relative = world_to_camera[0]  # reference camera to first camera
+  x = depth.rays(log_inverse.shape, camera).double()
+  y = relative[:3, :3] @ (x / torch.exp(log_inverse.double()).flatten()) + relative[:3, 3:]
+  u, v = camera[0, 0] * y[0] / y[2] + camera[0, 2], camera[1, 1] * y[1] / y[2] + camera[1, 2]
+  seen = (y[2] > 0) & (u > 0) & (u < log_inverse.shape[1]) & (v > 0) & (v < log_inverse.shape[0])
+  # A first frame that shares nothing with the reference says nothing about the scale; the reference itself does then.
+  unit = y[2, seen].median() if seen.any() else torch.exp(-log_inverse.double()).median()
+  poses = relative @ torch.linalg.inv(world_to_camera)
+  poses[:, :3, 3] /= unit
+  return poses, log_inverse + torch.log(unit).to(log_inverse)
