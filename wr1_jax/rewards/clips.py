@@ -69,8 +69,8 @@ def _decode(path: Path) -> UInt8[np.ndarray, "T H W 3"]:
   run = subprocess.run(command, capture_output=True, check=False)
   header = re.match(rb"P6\n(\d+) (\d+)\n255\n", run.stdout)
   if run.returncode != 0 or not header:
-    words = run.stderr.decode(errors="replace").strip().split("\n")
-    raise ValueError(words[0] or "ffmpeg found no frames")
+    complaint = run.stderr.decode(errors="replace").strip().split("\n")[0]
+    raise ValueError(re.sub(r"^\[.*?\] ", "", complaint) or "ffmpeg found no frames")
   width, height = map(int, header.groups())
   frames = np.frombuffer(run.stdout, np.uint8).reshape(-1, len(header[0]) + height * width * 3)
   return frames[:, len(header[0]) :].reshape(-1, height, width, 3)

@@ -20,11 +20,22 @@ def brightness(images: Float[Tensor, "b T 3 h w"]) -> Float[Tensor, "b T h w"]:
 
 
 def pyramid(image: Float[Tensor, "b T h w"]) -> list[Float[Tensor, "b T h w"]]:
-  """Halved again and again down to `COARSEST_SIDE`; coarsest first, the full size last."""
+  """Halved again and again down to `COARSEST_SIDE` and then blurred a little; coarsest first, the full size last.
+
+  Without the blur, interpolation between pixels would average noise away, and a still but noisy clip would be explained
+  best by cameras half a pixel off.
+  """
   levels = [image]
   while min(levels[-1].shape[-2:]) // 2 >= COARSEST_SIDE:
     levels.append(F.avg_pool2d(levels[-1], 2))
-  return levels[::-1]
+  return [_blurred(level) for level in levels[::-1]]
+
+
+def _blurred(image: Float[Tensor, "b T h w"]) -> Float[Tensor, "b T h w"]:
+  """Smoothed by (1, 2, 1) / 4 along both axes."""
+  padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+  rows = (padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]) / 4
+  return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
 
 
 def with_slopes(image: Float[Tensor, "b T h w"]) -> Float[Tensor, "b T 3 h w"]:
