@@ -142,7 +142,7 @@ def test_adapters_work_in_diffusers(tmp_path):
     expected = theirs(torch.tensor(latents).permute(0, 4, 1, 2, 3), torch.tensor([500]), torch.tensor(text)).sample
   mesh = make_mesh(config.mesh, jax.devices()[:1])
   model = pipeline.load(config, mesh, randomness.stream(0, randomness.Purpose.INIT))
-  ours = model.policy.velocity(trained.lora, model.base)(latents, np.array([500.0], np.float32), text)
+  ours = model.transformer.velocity(trained.lora, model.base)(latents, np.array([500.0], np.float32), text)
   assert _relative(np.asarray(ours), expected.permute(0, 2, 3, 4, 1).numpy()) <= 1e-5
 
 

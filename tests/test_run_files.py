@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 
-import imageio.v3 as imageio
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from wr1_jax.config import Config, OptimizerConfig, TrainConfig
+from wr1_jax.data import video_files
 from wr1_jax.errors import UserError
 from wr1_jax.training import checkpoint, pictures, run_folder, run_log, state
 
@@ -100,10 +101,10 @@ def test_video_and_picture_hold_what_was_logged(tmp_path):
   clips = np.zeros((1, 2, 5, 32, 48, 3), np.uint8)
   clips[0, 1, :, :, :, 0] = 200  # the right clip is red
   with run_log.RunLog(tmp_path, resume_at=0) as log:
-    video = imageio.imread(log.video(0, "clips", clips, fps=8))
+    video = video_files.read_mp4(log.video(0, "clips", clips, fps=8))
     path = np.tile(np.eye(4), (5, 1, 1))
     drawn = pictures.camera_paths(clips[0, 0], clips[0, 1], None, path, "title")
-    picture = imageio.imread(log.picture(0, "paths", drawn))
+    picture = np.asarray(Image.open(log.picture(0, "paths", drawn)))
   assert video.shape == (5, 32, 96, 3)
   assert video[:, :, :40].max() < 30 and abs(int(video[2, 16, 72, 0]) - 200) < 20
   np.testing.assert_array_equal(picture, drawn)

@@ -65,7 +65,8 @@ def compiled(direction: str, graphdef: nnx.GraphDef, frames_per_chunk: int):
     model = nnx.merge(graphdef, state)
     return (model.encode if direction == "encode" else model.decode)(x, frames_per_chunk=frames_per_chunk)
 
-  return jax.jit(run)
+  # Unoptimised machine code takes half as long to make.
+  return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def video(frames: int, batch: int = 2) -> np.ndarray:

@@ -45,11 +45,13 @@ def train(config: Config, workdir: Path) -> None:
   }
   prompt_key = randomness.stream(config.train.seed, Purpose.PROMPTS)
   groups, iterations = config.train.groups, config.train.iterations
+  videos_a_rollout = config.train.groups_per_rollout * config.train.group_size
 
   with contextlib.ExitStack() as stack:
     stack.enter_context(run_folder.opened(workdir, config))
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints))
     rewards = stack.enter_context(RewardClient(config.rewards))
+    rewards.check_room(videos_a_rollout, config.video.frames, config.video.height, config.video.width)
 
     model = pipeline.load(config, mesh, randomness.stream(config.train.seed, Purpose.INIT))
     train_state = state.init(model.lora, state.make_optimizer(config.optimizer))

@@ -3,8 +3,8 @@
     python -m wr1_jax.models.make_tiny --out=DIR [--seed=0]
 
 Every part is there and has the real architecture: transformer, autoencoder, UMT5 encoder, a tokenizer trained on the
-shipped prompts, and the scheduler's settings. diffusers' `WanPipeline.from_pretrained` loads the folder as well. The same
-seed and prompts give the same files.
+shipped prompts, and the scheduler's settings. diffusers' `WanPipeline.from_pretrained` loads the folder as well. The
+same seed and prompts give the same files.
 """
 
 from __future__ import annotations

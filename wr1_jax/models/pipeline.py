@@ -24,7 +24,7 @@ _PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
 class WanModel:
   """Everything that a prompt passes through on its way to a video, and the new adapters to be trained."""
 
-  policy: transformer.Policy
+  transformer: transformer.AdaptedTransformer
   lora: nnx.State  # float32
   base: nnx.State
   vae_graphdef: nnx.GraphDef
@@ -33,7 +33,7 @@ class WanModel:
 
   @property
   def latent_channels(self) -> int:
-    return self.policy.config.in_channels
+    return self.transformer.config.in_channels
 
   def decode(
       self, vae_state: nnx.State, latents: Float[Array, "B T H W C"], *, frames_per_chunk: int
@@ -50,7 +50,7 @@ def load(config: Config, mesh: Mesh, lora_key: Key[Array, ""]) -> WanModel:
     UserError: the folder or a part of it is missing or damaged, or does not fit the mesh.
   """
   folder = find_folder(config.model)
-  policy, lora, base = transformer.load(
+  network, lora, base = transformer.load(
       folder / "transformer",
       dtype=jnp.dtype(config.model.dtype),
       lora=config.lora,
@@ -60,7 +60,7 @@ def load(config: Config, mesh: Mesh, lora_key: Key[Array, ""]) -> WanModel:
   )
   autoencoder = vae.load(folder / "vae", dtype=jnp.dtype(config.model.vae_dtype), mesh=mesh)
   encoder = text.load(folder, length=config.sampling.text_length, dtype=jnp.dtype(config.model.dtype), mesh=mesh)
-  return WanModel(policy, lora, base, *nnx.split(autoencoder), encoder)
+  return WanModel(network, lora, base, *nnx.split(autoencoder), encoder)
 
 
 def find_folder(config: ModelConfig) -> Path:

@@ -251,7 +251,7 @@ class WanTransformer(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class AdaptedTransformer:
   """How to put the trained network, and the reference that it departs from, together from one set of base weights.
 
   It holds no arrays: close over it in `jax.jit` and pass the states as arguments.
@@ -278,13 +278,13 @@ def load(
   lora_key: Key[Array, ""],
   attention: Attention,
   remat: str,
-) -> tuple[Policy, nnx.State, nnx.State]:
+) -> tuple[AdaptedTransformer, nnx.State, nnx.State]:
   """Loads base weights from a diffusers folder and makes new adapters.
 
   Over `attention.mesh` both are spread by `shard_params`; without a mesh they are on the default device.
 
   Returns:
-    the policy, the adapters' state (float32) and the base weights' state (`dtype`, or float32 where it matters). Their
+    the network, the adapters' state (float32) and the base weights' state (`dtype`, or float32 where it matters). Their
     shardings, for `jax.jit`, are `jax.tree.map(lambda x: x.sharding, state)`.
 
   Raises:
@@ -303,7 +303,7 @@ def load(
   lora_shardings = None if mesh is None else shard_params(mesh, jax.eval_shape(adapters, lora_key))
   base_shardings = None if mesh is None else shard_params(mesh, abstract_base)
   base = weights.load(folder, abstract_base, tensor_table(config), shardings=base_shardings)
-  return Policy(config, graphdef, base_graphdef), jax.jit(adapters, out_shardings=lora_shardings)(lora_key), base
+  return AdaptedTransformer(config, graphdef, base_graphdef), jax.jit(adapters, out_shardings=lora_shardings)(lora_key), base
 
 
 def tensor_table(config: TransformerConfig) -> dict[str, weights.Tensor]:

@@ -45,8 +45,8 @@ class UMT5Config:
     """Reads `folder`/config.json; a `UserError` where it is absent, or describes another kind of encoder."""
     config = weights.parse_config(cls, weights.read_config(folder), folder)
     if config.feed_forward_proj != cls.feed_forward_proj:
-      raise UserError(f"{Path(folder) / 'config.json'} has feed_forward_proj = {config.feed_forward_proj!r}; UMT5 encoders "
-                      f"that Wan uses have {cls.feed_forward_proj!r}, and no other is supported.")
+      raise UserError(f"{Path(folder) / 'config.json'} has feed_forward_proj = {config.feed_forward_proj!r}; Wan's "
+                      f"text encoders have {cls.feed_forward_proj!r}, and no other is supported.")
     return config
 
 
@@ -162,8 +162,9 @@ class UMT5Encoder(nnx.Module):
 def distance_buckets(length: int, config: UMT5Config) -> Int[np.ndarray, "L L"]:
   """The bucket of every (query, key) pair of positions, for T5's relative position bias.
 
-  Half of the buckets are for keys before (or at) the query and half for those after it. In each half, the near distances
-  have a bucket each and the far ones share buckets that grow with the logarithm, up to the configured distance.
+  Half of the buckets are for keys before (or at) the query and half for those after it. In each half, the near
+  distances have a bucket each and the far ones share buckets that grow with the logarithm, up to the configured
+  distance.
   """
   half = config.relative_attention_num_buckets // 2
   near = half // 2

