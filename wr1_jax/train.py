@@ -49,6 +49,7 @@ def train(config: Config, workdir: Path) -> None:
 
   with contextlib.ExitStack() as stack:
     stack.enter_context(run_folder.opened(workdir, config))
+    request = stack.enter_context(stop.on_signals())
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints))
     rewards = stack.enter_context(RewardClient(config.rewards))
     rewards.check_room(videos_a_rollout, config.video.frames, config.video.height, config.video.width)
@@ -65,7 +66,6 @@ def train(config: Config, workdir: Path) -> None:
     worker = RolloutWorker(config, model, mesh, run, rewards)
 
     log = stack.enter_context(RunLog(workdir, resume_at=done))
-    request = stack.enter_context(stop.on_signals())
     bar = stack.enter_context(tqdm(total=iterations, initial=done, desc="training", unit="it", disable=None))
     try:
       for iteration in range(done, iterations):

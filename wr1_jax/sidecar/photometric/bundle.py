@@ -20,7 +20,7 @@ from torch import Tensor
 from wr1_jax.sidecar.photometric.lie import motion
 
 FRAME_UNKNOWNS = 8  # rotation 3, translation 3, gain, bias
-OUTSIDE_COST = 0.5  # of a point that a frame does not see; a residual costs at most 1
+MISSING = 0.02  # a frame's cost is the mean over what it sees and this share of imagined points of the highest cost, 1
 NEAREST = 0.05  # a point this close to a camera, as a share of its depth, counts as not seen
 
 
@@ -65,7 +65,7 @@ class Level:
 class System:
   """The linearised problem at one point: cost, gradient and Gauss-Newton matrix, unknowns ordered frames then depth."""
 
-  cost: Float[Tensor, "b"]  # mean over frames and points, in [0, 1], plus priors
+  cost: Float[Tensor, "b"]  # mean over frames, in [0, 1], plus priors
   gradient: Float[Tensor, "b n"]
   matrix: Float[Tensor, "b n n"]
 
@@ -113,10 +113,12 @@ def linearise(level: Level, unknowns: Unknowns, priors: Priors) -> System:
   """The robust cost (Geman-McClure) and its Gauss-Newton system by iteratively reweighted least squares."""
   y, inverse_depth, slope, value, residual, seen = residuals(level, unknowns)
   b, frames, points = residual.shape
-  count = frames * points
-  ratio = (residual / level.scale[:, None, None]) ** 2
-  loss = torch.where(seen, ratio / (1 + ratio), OUTSIDE_COST)
-  weight = seen / (1 + ratio) ** 2 / (level.scale[:, None, None] ** 2 * count)
+  scale = level.scale[:, None, None]
+  ratio = (residual / scale) ** 2
+  # Normalised by frame: neither seeing more nor seeing less of the reference may pay in itself.
+  count = seen.sum(2, keepdim=True) + MISSING * points
+  cost = ((seen * ratio / (1 + ratio)).sum(2, keepdim=True) + MISSING * points) / count
+  weight = seen / (1 + ratio) ** 2 / (scale**2 * count * frames)
 
   fx, fy, _, _ = level.camera
   z = y[:, :, 2].clamp_min(NEAREST)
@@ -142,7 +144,7 @@ def linearise(level: Level, unknowns: Unknowns, priors: Priors) -> System:
   matrix[:, n:, n:] = depth_block
   gradient = torch.cat([(weighted @ residual[..., None])[..., 0].flatten(1),
                         (weight * residual * to_depth).sum(1) @ level.weights], 1).double()
-  return _add_priors(level, unknowns, priors, loss.mean((1, 2)).double(), gradient, matrix)
+  return _add_priors(level, unknowns, priors, cost.mean((1, 2)).double(), gradient, matrix)
 
 
 def _accelerations(poses: Float[Tensor, "b T 4 4"]) -> Float[Tensor, "b T-2 6"]:
