@@ -79,10 +79,10 @@ class System:
 class Priors:
   """Weights of what is believed before looking, per point and frame of image evidence."""
 
-  depth: float = 1e-4  # keeps the mean log depth near 0: translations are in depth units
-  rough: float = 1e-2  # differences between neighbouring nodes
-  light: float = 0.1
-  still: float = 1e-4  # translations near 0: a camera moves only if that explains something
+  depth: float = 2e-4  # keeps the mean log depth near 0: translations are in depth units
+  rough: float = 2e-2  # differences between neighbouring nodes
+  light: float = 0.2
+  still: float = 2e-4  # translations near 0: a camera moves only if that explains something
   smooth: float = 0.0  # accelerations near 0 (radians and median depths, per frame and frame)
 
 
@@ -118,7 +118,7 @@ def linearise(level: Level, unknowns: Unknowns, priors: Priors) -> System:
   # Normalised by frame: neither seeing more nor seeing less of the reference may pay in itself.
   count = seen.sum(2, keepdim=True) + MISSING * points
   cost = ((seen * ratio / (1 + ratio)).sum(2, keepdim=True) + MISSING * points) / count
-  weight = seen / (1 + ratio) ** 2 / (scale**2 * count * frames)
+  weight = 2 * seen / (1 + ratio) ** 2 / (scale**2 * count * frames)
 
   fx, fy, _, _ = level.camera
   z = y[:, :, 2].clamp_min(NEAREST)

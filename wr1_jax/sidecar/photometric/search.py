@@ -29,7 +29,7 @@ TWISTS = (
   (0, 0.3, 0, -0.18, 0, 0), (0, -0.3, 0, 0.18, 0, 0),  # orbits around a point 0.6 ahead
 )
 SAME_PATH = 0.03  # paths that differ less than this (radians, depths) are one hypothesis
-STILL_MARGIN = 1.05  # a still camera is believed if its cost is at most this times the best, plus STILL_SLACK
+STILL_MARGIN = 1.13  # a still camera is believed if its cost is at most this times the best, plus STILL_SLACK
 STILL_SLACK = 2e-3
 
 
@@ -48,10 +48,10 @@ class Stage:
 
 # The first stage works on the coarsest level of the pyramid, each further one a level finer; the last is repeated.
 STAGES = (
-  Stage(points=600, nodes=60, iterations=20, outlier=1.0, smooth=30, keep=10),
-  Stage(points=1000, nodes=60, iterations=12, outlier=0.7, smooth=10, keep=5, mirrors=2),
-  Stage(points=1000, nodes=240, iterations=8, outlier=0.5, smooth=1, keep=1),
-  Stage(points=4000, nodes=240, iterations=6, outlier=0.5, smooth=0.1, keep=1),
+  Stage(points=600, nodes=60, iterations=20, outlier=1.0, smooth=60, keep=10),
+  Stage(points=1000, nodes=60, iterations=12, outlier=0.7, smooth=20, keep=5, mirrors=2),
+  Stage(points=1000, nodes=240, iterations=8, outlier=0.5, smooth=2, keep=1),
+  Stage(points=4000, nodes=240, iterations=6, outlier=0.5, smooth=0.2, keep=1),
 )
 
 
