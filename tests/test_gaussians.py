@@ -26,10 +26,10 @@ def random_scene(count: int, seed: int = 0) -> Gaussians:
 
 def pose(seed: int = 3) -> torch.Tensor:
   rng = np.random.default_rng(seed)
-  turn, _ = np.linalg.qr(np.eye(3) + 0.1 * rng.normal(size=(3, 3)))
+  turn, _ = np.linalg.qr(np.eye(3) + 0.05 * rng.normal(size=(3, 3)))
   result = np.eye(4)
   result[:3, :3] = turn * np.sign(np.diag(turn))
-  result[:3, 3] = rng.normal(0, 0.05, 3)
+  result[:3, 3] = rng.normal(0, 0.02, 3)
   return torch.tensor(result, dtype=torch.float32)
 
 
@@ -65,8 +65,8 @@ def test_matches_the_definition():
   expected_image, expected_alpha = draw_slowly(scene, pose())
   assert expected_alpha.max() > 0.99  # some pixels are closed, some open
   assert expected_alpha.min() < 0.5
-  np.testing.assert_allclose(image[0], expected_image, atol=2e-4)
-  np.testing.assert_allclose(alpha[0], expected_alpha, atol=2e-4)
+  np.testing.assert_allclose(image[0], expected_image, atol=1e-5)
+  np.testing.assert_allclose(alpha[0], expected_alpha, atol=1e-5)
 
 
 def test_order_of_gaussians_does_not_matter():

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import pytest
 
-from wr1_jax.config import Config, MeshConfig, ModelConfig, SamplingConfig, TrainConfig, VideoConfig
+from wr1_jax.config import CameraConfig, Config, MeshConfig, ModelConfig, SamplingConfig, TrainConfig, VideoConfig
 from wr1_jax.errors import UserError
 from wr1_jax.models import pipeline
 from wr1_jax.parallel.mesh import make_mesh
@@ -35,6 +35,7 @@ def test_the_defaults_pass():
     ({"train": TrainConfig(decode_batch=5)}, "train.decode_batch = 5"),
     ({"sampling": SamplingConfig(window_start_max=20)}, "window_start_max"),
     ({"sampling": SamplingConfig(steps=0)}, "sampling.steps = 0"),
+    ({"camera": CameraConfig(moves="push in, pan lef")}, "'pan lef'.*Did you mean 'pan left'"),
 ])
 def test_impossible_options_are_named(sections, said):
   with pytest.raises(UserError, match=said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -14,8 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wr1_jax.data.prompts import Prompt
 from wr1_jax.errors import UserError
+from wr1_jax.rewards.compose import ClipReward
+from wr1_jax.sampling.rollout import Rollout
 from wr1_jax.training import reports
+from wr1_jax.training.rollouts import Batch, Scored
 
 _REPO = Path(__file__).parents[1]
 _ITERATIONS = 5
@@ -142,21 +147,34 @@ def test_wrong_input_is_said_before_work_starts(start, tmp_path):
   assert process.returncode == 2 and "error: prompt file nowhere.txt" in output and "Traceback" not in output
 
 
-def test_loss_that_is_not_finite_stops_the_run(tmp_path):
-  class Rollout:
-    steps = np.array([4])
+def test_numbers_that_are_not_finite_stop_the_run(start, tmp_path):
+  process = start(tmp_path, "--config.optimizer.learning_rate=1e38", "--config.train.checkpoint_every=1")
+  output, _ = process.communicate(timeout=400)
+  assert process.returncode == 2, output
+  assert "is not finite" in output and "Camera" in output and "Traceback" not in output
+  saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+  assert len(_records(tmp_path)) == max(saved, default=0)  # what was saved is what was logged, and finite
 
-  class Prompt:
-    text = "Camera push in. A jug."
 
-  class Batch:
-    prompts, rollout = (Prompt(),), Rollout()
+@pytest.mark.parametrize("broken", ["policy/loss", "policy/grad_norm", "policy/lora_norm", "log_prob"])
+def test_every_kind_of_number_is_looked_at(broken, tmp_path):
+  log_prob = np.array([[0.1, math.nan if broken == "log_prob" else 0.2]])
+  rollout = Rollout(None, None, np.array([4]), log_prob, None)
+  batch = Batch((Prompt(0, "Camera push in. A jug."),), [None, None], None, rollout, None, None)
+  scored = Scored([], [_reward(0.5), _reward(1.5)], group_size=2)
+  values = {"policy/samples": 2.0, "policy/loss": 0.1, "policy/grad_norm": 1.0, "policy/lora_norm": 2.0}
+  reports.check_finite(values, 7, [dataclasses.replace(batch, rollout=rollout._replace(log_prob=np.zeros((1, 2))))],
+                       scored, tmp_path)
+  with pytest.raises(UserError, match="iteration 7 is not finite.*0.5, 1.5.*A jug.*last good"):
+    reports.check_finite({**values, broken: math.nan}, 7, [batch], scored, tmp_path)
 
-  class Scored:
-    total = np.array([[0.5, 1.5]])
 
-  values = {"policy/samples": 2.0, "policy/loss": math.nan, "policy/grad_norm": 1.0}
-  with pytest.raises(UserError, match="iteration 7 is not finite.*A jug.*last good"):
-    reports.check_finite(values, 7, [Batch()], Scored(), tmp_path)
-  reports.check_finite({**values, "policy/loss": 0.1}, 7, [Batch()], Scored(), tmp_path)
-  reports.check_finite({**values, "policy/samples": 0.0}, 7, [Batch()], Scored(), tmp_path)
+def test_videos_without_rewards_are_no_reason_to_stop(tmp_path):
+  batch = Batch((), [], None, Rollout(None, None, np.array([4]), np.zeros((1, 2)), None), None, None)
+  scored = Scored([], [_reward(math.nan)] * 2, group_size=2)
+  values = {"policy/samples": 0.0, "policy/loss": math.nan, "policy/grad_norm": math.nan, "policy/lora_norm": 2.0}
+  reports.check_finite(values, 7, [batch], scored, tmp_path)
+
+
+def _reward(total: float) -> ClipReward:
+  return ClipReward(total=total, recon=math.nan, traj=math.nan, meta=math.nan, general=total, reasons={})

@@ -56,6 +56,7 @@ class VideoConfig:
 class CameraConfig:
   """What a camera word means, in units in which the scene is `scene_depth` away (the public release's magnitudes)."""
 
+  moves: str = ""  # asks every clip for these moves, such as "push in, pan left"; empty: those that its prompt names
   scene_depth: float = 1000.0
   focal: float = 1.2  # in image widths
   zoom: float = 600.0  # push in, pull out

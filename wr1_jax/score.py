@@ -94,7 +94,7 @@ class _Scorer:
     Returns:
       The clip on its way, or its line if it cannot be scored.
     """
-    moves = words.parse(text)
+    moves = words.asked(text, self._camera.moves)
     try:
       video = clips.read(file)
       target = trajectory.trajectory(moves, len(video), self._camera) if moves else None

@@ -57,8 +57,8 @@ def trajectory(moves: Sequence[Move], frames: int, camera: CameraConfig) -> Floa
 def target_paths(
   prompts: Sequence[str], frames: int, camera: CameraConfig
 ) -> tuple[Float[np.ndarray, "P T 4 4"], Bool[np.ndarray, "P"]]:
-  """The path that each prompt asks for, and whether it asks for one; where it does not, the path is the identity."""
-  moves = [words.parse(prompt) for prompt in prompts]
+  """The path that is asked of each prompt's clip, and whether one is; where none is, the path is the identity."""
+  moves = [words.asked(prompt, camera.moves) for prompt in prompts]
   poses = np.stack([trajectory(of_prompt, frames, camera) for of_prompt in moves])
   return poses, np.array([bool(of_prompt) for of_prompt in moves])
 

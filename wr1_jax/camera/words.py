@@ -45,6 +45,11 @@ def parse(prompt: str) -> tuple[Move, ...]:
   return tuple(Move(_normalised(found)) for found in _ANY_MOVE.findall(prompt))
 
 
+def asked(prompt: str, option: str) -> tuple[Move, ...]:
+  """The moves of `option` (`CameraConfig.moves`) or, where it is empty, those that `prompt` names."""
+  return moves_from_option(option) if option else parse(prompt)
+
+
 def moves_from_option(option: str) -> tuple[Move, ...]:
   """The moves of an explicit option such as "push in, orbit left" or "push_in,orbit_left".
 

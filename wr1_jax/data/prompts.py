@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from wr1_jax import randomness
-from wr1_jax.camera import words
 from wr1_jax.config import DataConfig
 from wr1_jax.errors import UserError
 
@@ -18,11 +17,10 @@ _SHIPPED = Path(__file__).parent / "prompts"
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """One line of a prompt file, and the camera moves that its words ask for (none: no target path)."""
+  """One line of a prompt file."""
 
-  index: int  # line number among the file's prompts; names the prompt in every random draw
+  index: int  # among the file's prompts
   text: str
-  moves: tuple[words.Move, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +48,7 @@ def load(path: Path) -> PromptSet:
   Raises:
     UserError: the file is missing, empty or not UTF-8.
   """
-  return PromptSet(
-      tuple(Prompt(index, text, words.parse(text)) for index, text in enumerate(read_lines(path)))
-  )
+  return PromptSet(tuple(Prompt(index, text) for index, text in enumerate(read_lines(path))))
 
 
 def load_static(config: DataConfig) -> PromptSet:

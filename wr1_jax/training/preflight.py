@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jax.sharding import Mesh
 
+from wr1_jax.camera import words
 from wr1_jax.config import Config
 from wr1_jax.errors import UserError
 from wr1_jax.parallel.mesh import check_batch
@@ -18,6 +19,7 @@ def check(config: Config, mesh: Mesh) -> None:
   _check_positive(config)
   _check_batches(config)
   window.check(config.sampling)
+  words.asked("", config.camera.moves)
   train = config.train
   check_batch(mesh, "train.groups_per_rollout x train.group_size", train.groups_per_rollout * train.group_size)
   check_batch(mesh, "train.decode_batch", train.decode_batch)

@@ -44,6 +44,7 @@ class UpdateTerms(NamedTuple):
 
   loss: LossTerms
   grad_norm: Float[Array, ""]  # before clipping
+  lora_norm: Float[Array, ""]  # of the adapters after the update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,7 @@ class Builder:
     )
     optimizer = state.make_optimizer(config.optimizer)
     changed = state.apply_gradients(train_state, gradients, weight.sum() > 0, optimizer, config.optimizer)
-    return changed, UpdateTerms(terms, optax.global_norm(gradients))
+    return changed, UpdateTerms(terms, optax.tree.norm(gradients), optax.tree.norm(changed.lora))
 
   # --- what they share -----------------------------------------------------------------------------------------------
 

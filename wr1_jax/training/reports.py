@@ -41,6 +41,7 @@ def metrics(scored: Scored, advantage: Advantages, terms: UpdateTerms, watch: St
       "reward/valid_fraction": float(scored.valid.mean()),
       **{f"policy/{name}": float(value) if took_part else math.nan for name, value in policy.items()},
       "policy/samples": float(advantage.weights.sum()),
+      "policy/lora_norm": float(terms.lora_norm),
       **watch.seconds(),
   }
 
@@ -48,19 +49,24 @@ def metrics(scored: Scored, advantage: Advantages, terms: UpdateTerms, watch: St
 def check_finite(
     values: dict[str, float], iteration: int, batches: Sequence[Batch], scored: Scored, workdir: Path
 ) -> None:
-  """Stops a run whose loss is not finite, and describes the iteration.
+  """Stops a run whose numbers are not finite any more, and describes the iteration.
+
+  That is the loss and its gradient (unless no sample took part), the adapters, and the rollouts' log-probabilities.
 
   Raises:
     UserError: with the prompts, the steps, the rewards, and where the last good checkpoint is.
   """
-  if not values["policy/samples"] or all(math.isfinite(values[f"policy/{name}"]) for name in ("loss", "grad_norm")):
+  names = ["policy/lora_norm"] + (["policy/loss", "policy/grad_norm"] if values["policy/samples"] else [])
+  log_prob = np.concatenate([np.asarray(batch.rollout.log_prob).ravel() for batch in batches])
+  if all(math.isfinite(values[name]) for name in names) and np.isfinite(log_prob).all():
     return
   prompts = [prompt.text for batch in batches for prompt in batch.prompts]
   steps = sorted({int(step) for batch in batches for step in np.asarray(batch.rollout.steps)})
   raise UserError(
-      f"the loss of iteration {iteration} is not finite (loss {values['policy/loss']}, gradient norm "
-      f"{values['policy/grad_norm']}). It was trained on sampling steps {steps}, rewards from "
-      f"{np.nanmin(scored.total):.3f} to {np.nanmax(scored.total):.3f}, and the prompts {prompts[:4]}"
+      f"iteration {iteration} is not finite: loss {values['policy/loss']}, gradient norm {values['policy/grad_norm']}, "
+      f"norm of the adapters {values['policy/lora_norm']}, {np.isnan(log_prob).sum()} of {log_prob.size} log-probabilities "
+      f"NaN. It was trained on sampling steps {steps}, on {scored.valid.sum()} of {scored.total.size} videos with rewards "
+      f"{np.round(scored.total[scored.valid], 3).tolist()[:16]}, and on the prompts {prompts[:4]}"
       f"{' and others' if len(prompts) > 4 else ''}. Nothing of it was saved: {workdir / 'checkpoints'} has the last good "
       "state. A lower optimizer.learning_rate, or model.dtype=float32, may help."
   )
