@@ -2,8 +2,8 @@
 
     bash launch/local.sh configs/large.py --config.model.path=/models/Wan2.1-T2V-14B-Diffusers --workdir=runs/large
 
-Hardware: the paper used 96 H200. The weights (28 GB in bf16) are sharded over pairs of devices (mesh.fsdp = 2); the rest of the
-devices take groups (mesh.data = -1). Everything else is as in small.py.
+Hardware: the paper used 96 H200. The weights (28 GB in bf16) are sharded over pairs of devices (mesh.fsdp = 2), and videos are
+dealt out over all of them as in small.py; on 96 devices, --config.train.groups_per_rollout=12.
 
 To expect (paper, 3D reconstruction of its own samples): PSNR 19.76 -> 27.67 dB, SSIM .629 -> .865, LPIPS .405 -> .162.
 """
@@ -18,5 +18,4 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.path = "Wan-AI/Wan2.1-T2V-14B-Diffusers"
   c.noise_warp.strength = 0.40
   c.mesh.data, c.mesh.fsdp, c.mesh.sequence = -1, 2, 1
-  c.train.groups_per_rollout = 1
   return c

@@ -2,9 +2,9 @@
 
     bash launch/local.sh configs/small.py --config.model.path=/models/Wan2.1-T2V-1.3B-Diffusers --workdir=runs/small
 
-Hardware: the paper used 48 H200. One H200 holds the model (bf16 weights, text encoder and VAE: about 15 GiB) and one video in
-flight; more devices take more groups at once (mesh.data). 300 iterations of 48 prompts x 8 videos: two main phases of 100 and two
-dynamic ones of 50.
+Hardware: the paper used 48 H200. One H200 holds the model (bf16 weights, text encoder and VAE: about 15 GiB) and a group of
+videos. Up to 8 devices share the videos of a group; on more of them several groups roll out together, on 48 for example
+--config.train.groups_per_rollout=6. 300 iterations of 48 prompts x 8 videos: two main phases of 100 and two dynamic ones of 50.
 
 To expect (paper, 3D reconstruction of its own samples): PSNR 17.40 -> 27.63 dB, SSIM .550 -> .858, LPIPS .467 -> .201.
 """
@@ -32,8 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.noise_warp.mode = "stepwise_delta"
   c.noise_warp.strength = 0.35
 
-  c.train.groups = 48
-  c.train.group_size = 8
+  c.train.groups, c.train.group_size = 48, 8
   c.train.iterations = 300
   c.train.main_iterations = 100
   c.train.dynamic_iterations = 50

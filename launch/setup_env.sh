@@ -57,5 +57,5 @@ if [[ "$accelerator" != cuda ]]; then
   fi
 fi
 "${pip[@]}" ${index[@]+"${index[@]}"} "$torch"
-"${pip[@]}" --editable "$repo[$extras]"
+"${pip[@]}" --editable "${repo}[$extras]"
 echo "$wanted" > "$stamp"

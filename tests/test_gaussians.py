@@ -1,5 +1,7 @@
 """The splatting rasteriser against the image formation model written out pixel by pixel."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch

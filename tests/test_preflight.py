@@ -31,8 +31,6 @@ def test_the_defaults_pass():
     ({"train": TrainConfig(iterations=0)}, "iterations = 0"),
     ({"train": TrainConfig(main_iterations=0, dynamic_iterations=0)}, "main_iterations"),
     ({"train": TrainConfig(groups=9, groups_per_rollout=2)}, "train.groups = 9"),
-    ({"train": TrainConfig(update_batch=3)}, "train.update_batch = 3"),
-    ({"train": TrainConfig(decode_batch=5)}, "train.decode_batch = 5"),
     ({"sampling": SamplingConfig(window_start_max=20)}, "window_start_max"),
     ({"sampling": SamplingConfig(steps=0)}, "sampling.steps = 0"),
     ({"camera": CameraConfig(moves="push in, pan lef")}, "'pan lef'.*Did you mean 'pan left'"),
@@ -43,9 +41,9 @@ def test_impossible_options_are_named(sections, said):
 
 
 def test_batches_must_divide_over_the_mesh():
-  with pytest.raises(UserError, match="train.decode_batch is 1.*multiple of 2"):
-    _check(devices=2, mesh=MeshConfig(data=2))
-  _check(devices=2, mesh=MeshConfig(data=2), train=TrainConfig(decode_batch=2, update_batch=2))
+  with pytest.raises(UserError, match="groups_per_rollout x train.group_size is 3.*multiple of 2"):
+    _check(devices=2, mesh=MeshConfig(data=2), train=TrainConfig(group_size=3))
+  _check(devices=2, mesh=MeshConfig(data=2), train=TrainConfig(group_size=4))
 
 
 def test_model_folder_must_exist_and_be_whole(tmp_path):

@@ -1,5 +1,7 @@
 """The stand-ins for the learned judges notice the faults that they are meant to notice."""
 
+from __future__ import annotations
+
 import dataclasses
 
 import numpy as np

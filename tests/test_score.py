@@ -12,10 +12,10 @@ import scenes
 
 from wr1_jax import score
 from wr1_jax.config import Config, RewardsConfig
+from wr1_jax.data.video_files import write_mp4
 from wr1_jax.errors import UserError
 from wr1_jax.rewards import clips
 from wr1_jax.rewards.compose import METRICS
-from wr1_jax.data.video_files import write_mp4
 
 TESTS = Path(__file__).parent
 FAKES = Config(

@@ -190,8 +190,8 @@ class TrainConfig:
   groups: int = 48  # prompts an iteration
   group_size: int = 8  # videos a prompt
   groups_per_rollout: int = 1  # prompts that roll out together: one compiled batch of groups_per_rollout * group_size
-  decode_batch: int = 1  # videos decoded at once
-  update_batch: int = 1  # stored steps in one forward and backward pass; gradients are accumulated
+  decode_batch: int = 1  # videos that a device decodes at once, at most
+  update_batch: int = 1  # stored steps that a device trains on at once, at most; gradients are accumulated
   checkpoint_every: int = 10  # iterations
   keep_checkpoints: int = 3
   video_every: int = 10  # iterations between two logged videos

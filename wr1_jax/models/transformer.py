@@ -11,8 +11,6 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable
-from typing import Any
 
 import einops
 import jax

@@ -59,9 +59,14 @@ def check_heads(mesh: Mesh | None, heads: int) -> None:
                     f"heads, which it must divide: {allowed} would do.")
 
 
+def batch_shards(mesh: Mesh) -> int:
+  """Into how many parts a batch is dealt out."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch(mesh: Mesh, name: str, size: int) -> None:
   """A `UserError` where the batch that the option `name` sets to `size` cannot be dealt out over the mesh."""
-  shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  shards = batch_shards(mesh)
   if size % shards:
     raise UserError(f"{name} is {size}, and cannot be dealt out evenly over the {shards} shards of the mesh "
                     f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}): it must be a multiple of {shards}.")

@@ -83,7 +83,7 @@ def _project(scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor,
   safe = z.clamp_min(NEAREST)
   fx, fy = camera[0, 0], camera[1, 1]
   zero = torch.zeros_like(z)
-  # Far off the axis the linearised projection explodes; as in the original, it is taken at the edge of the view.
+  # Far off the axis the linearised projection explodes; as in the original, it is taken a little outside the view.
   slope_x = (x / safe).clamp(-1.3 * camera[0, 2] / fx, 1.3 * camera[0, 2] / fx)
   slope_y = (y / safe).clamp(-1.3 * camera[1, 2] / fy, 1.3 * camera[1, 2] / fy)
   jacobian = torch.stack([fx / safe, zero, -fx * slope_x / safe, zero, fy / safe, -fy * slope_y / safe], -1)
@@ -94,7 +94,8 @@ def _project(scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor,
   return centre, covariance, z
 
 
-def splat(scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor, "3 3"], size: tuple[int, int]) -> Fragments:
+def splat(scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor, "3 3"],
+          size: tuple[int, int]) -> Fragments:
   """Draws a scene from a camera-to-world pose with intrinsics in pixels of an image of `size` (h, w)."""
   h, w = size
   centre, covariance, depth = _project(scene, pose, camera)

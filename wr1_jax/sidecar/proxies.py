@@ -1,8 +1,8 @@
 """Proxies for the two learned judges, from image statistics alone: no weights, no GPU, no opinion on content.
 
 `offset_view_proxy` stands in for the vision-language model that judges the scene from an offset view (S_meta), and
-`frame_quality_proxy` for the human-preference model (R_gen). They notice the coarse faults only: holes, floaters, smeared
-texture and billboards in the one; blur, noise, bad exposure and flatness in the other.
+`frame_quality_proxy` for the human-preference model (R_gen). They notice the coarse faults only: holes, floaters,
+smeared texture and billboards in the one; blur, noise, bad exposure and flatness in the other.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from scipy import ndimage
 from wr1_jax.config import ReconstructionConfig, RewardsConfig
 from wr1_jax.sidecar import geometry
 from wr1_jax.sidecar.offset_view import offset_pose
+from wr1_jax.sidecar.photometric.pyramid import LUMA
 from wr1_jax.sidecar.scorers import View
 
-LUMA = np.array([0.299, 0.587, 0.114])
 SPECKS_TOLERATED = 0.02  # share of specks at which the offset view's score is down to 1/e
 SPECK_CONTRAST = 0.12  # brightness by which a pixel must stick out of its 3 x 3 surroundings to be a speck
 WALL_CONTRAST = 0.04  # brightness by which the offset view must differ from a flat wall's to show relief
@@ -77,7 +77,8 @@ def wall_coverage(config: ReconstructionConfig) -> float:
   return max(across, 0.05) * shrunk
 
 
-def _wall(view: View, config: ReconstructionConfig) -> tuple[Float[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+def _wall(view: View,
+          config: ReconstructionConfig) -> tuple[Float[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
   """The offset view's brightness if the scene were a wall at the median depth that shows the middle frame.
 
   Returns:
@@ -97,10 +98,10 @@ def _wall(view: View, config: ReconstructionConfig) -> tuple[Float[np.ndarray, "
 
 
 def frame_quality_proxy(frames: UInt8[np.ndarray, "K h w 3"]) -> float:
-  """A proxy for an aesthetic judge: the geometric mean of sharpness, exposure and contrast, in [0, 1], mean over frames.
+  """A proxy for an aesthetic judge: the geometric mean of sharpness, exposure and contrast, in [0, 1].
 
-  Sharpness compares the energy of fine and of coarse detail. In photographs they are of one size; blur lacks the fine,
-  and noise has little else, so adding noise to a blurred image does not pay.
+  Averaged over the frames. Sharpness compares the energy of fine and of coarse detail. In photographs they are of one
+  size; blur lacks the fine, and noise has little else, so adding noise to a blurred image does not pay.
   """
   return float(np.mean([_frame_quality(_luma(frame)) for frame in frames]))
 
@@ -124,7 +125,7 @@ def _sharpness(luma: Float[np.ndarray, "h w"]) -> float:
 
 
 def _luma(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
-  return image @ LUMA / 255
+  return image @ np.array(LUMA) / 255
 
 
 def _sticks_out(luma: Float[np.ndarray, "h w"]) -> np.ndarray:

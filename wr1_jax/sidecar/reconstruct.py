@@ -1,8 +1,8 @@
 """The weight-free reconstructor: one rigid scene of Gaussians and a camera path, from the pixels of a clip alone.
 
-Poses and a coarse depth map come from photometric bundle adjustment (`photometric.search`), dense depth from a plane sweep
-and colours from least squares over the frames (`photometric.scene`). A clip that is not the view of one rigid scene is
-reproduced badly, and that is what the reward measures. Scale cannot be seen: the scene is scaled to median depth 1.
+Poses and a coarse depth map come from photometric bundle adjustment (`photometric.search`), dense depth from a plane
+sweep and colours from least squares over the frames (`photometric.scene`). A clip that does not show one rigid scene is
+reproduced badly, and that is what the reward measures. Scale cannot be seen: the median depth is made 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wr1_jax.sidecar.gaussians import Gaussians
 from wr1_jax.sidecar.photometric import depth, pyramid, scene, search
 
 MIN_TEXTURE = 0.01  # share of pixels that must differ from a neighbour, or there is nothing to track
-CLIPS_AT_ONCE = {"cpu": 1, "cuda": 8}  # one clip fills a CPU's cores, and then depends on no other to the last bit
+CLIPS_AT_ONCE = {"cpu": 1, "cuda": 16}  # one clip fills a CPU's cores, and then depends on no other to the last bit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +71,8 @@ class PhotometricReconstructor:
     frames, height, width = videos.shape[1:4]
     size = geometry.processed_size(height, width, self._config)
     camera = geometry.intrinsics(height, width, size, self._config.focal)
-    small = torch.stack([shrink(torch.from_numpy(np.ascontiguousarray(video)).to(self._device), size) for video in videos])
+    inputs = torch.from_numpy(np.ascontiguousarray(videos))
+    small = torch.stack([shrink(video.to(self._device), size) for video in inputs])
     keep = geometry.keep_frames(frames, self._config.max_frames)
     images = small[:, keep].permute(0, 1, 4, 2, 3).float() / 255
     k = torch.from_numpy(camera).to(self._device)

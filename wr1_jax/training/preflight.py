@@ -17,13 +17,14 @@ def check(config: Config, mesh: Mesh) -> None:
   """Raises `UserError` for the first option that cannot work, whatever the model."""
   _check_video(config)
   _check_positive(config)
-  _check_batches(config)
   window.check(config.sampling)
   words.asked("", config.camera.moves)
   train = config.train
+  if train.groups % train.groups_per_rollout:
+    raise UserError(
+        f"train.groups = {train.groups} does not divide by train.groups_per_rollout = {train.groups_per_rollout}."
+    )
   check_batch(mesh, "train.groups_per_rollout x train.group_size", train.groups_per_rollout * train.group_size)
-  check_batch(mesh, "train.decode_batch", train.decode_batch)
-  check_batch(mesh, "train.update_batch", train.update_batch)
 
 
 def latent_shape(config: Config, channels: int) -> tuple[int, int, int, int]:
@@ -68,18 +69,3 @@ def _check_positive(config: Config) -> None:
     )
   if config.lora.rank < 1:
     raise UserError(f"lora.rank = {config.lora.rank}; it must be at least 1.")
-
-
-def _check_batches(config: Config) -> None:
-  train = config.train
-  if train.groups % train.groups_per_rollout:
-    raise UserError(
-        f"train.groups = {train.groups} does not divide by train.groups_per_rollout = {train.groups_per_rollout}."
-    )
-  rollout = train.groups_per_rollout * train.group_size
-  for name in ("decode_batch", "update_batch"):
-    if rollout % vars(train)[name]:
-      raise UserError(
-          f"a rollout makes train.groups_per_rollout x train.group_size = {rollout} videos, which does not divide by "
-          f"train.{name} = {vars(train)[name]}."
-      )

@@ -28,7 +28,7 @@ from wr1_jax.config import Config
 from wr1_jax.models.pipeline import WanModel
 from wr1_jax.objective.policy_gradient import microbatches, policy_gradient
 from wr1_jax.objective.policy_loss import LossTerms
-from wr1_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated, shard_batch
+from wr1_jax.parallel.mesh import BATCH_AXES, batch_sharding, batch_shards, replicated, shard_batch
 from wr1_jax.randomness import Purpose
 from wr1_jax.sampling import sde, window
 from wr1_jax.sampling.guidance import guided
@@ -157,7 +157,7 @@ class Builder:
     decode = functools.partial(
         self.model.decode, vae_state, frames_per_chunk=self.config.model.vae_frames_per_chunk
     )
-    batches = rearrange(latents, "(n m) ... -> m n ...", n=self.config.train.decode_batch)
+    batches = rearrange(latents, "(n m) ... -> m n ...", n=self._at_once(self.config.train.decode_batch))
     videos = jax.lax.map(lambda batch: decode(self._shard(batch)), batches)
     return rearrange(videos, "m n ... -> (n m) ...")
 
@@ -177,7 +177,7 @@ class Builder:
         advantage,
         weight,
         prompts_per_rollout=config.train.groups_per_rollout,
-        size=config.train.update_batch,
+        size=self._at_once(config.train.update_batch),
     )
     reference = None
     if config.objective.kl_weight:
@@ -214,6 +214,12 @@ class Builder:
     if not self.config.objective.step_weights:
       return jnp.ones(self.config.sampling.steps)
     return self.policy.step_weights(window.trainable_steps(self.config.sampling))
+
+  def _at_once(self, limit: int) -> int:
+    """How many of a rollout's videos all devices together take at a time, where each takes at most `limit`."""
+    train, shards = self.config.train, batch_shards(self.mesh)
+    each = train.groups_per_rollout * train.group_size // shards
+    return shards * max(n for n in range(1, min(limit, each) + 1) if each % n == 0)
 
   def _shard(self, x: Array) -> Array:
     return shard_batch(x, self.mesh)

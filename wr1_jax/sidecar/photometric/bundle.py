@@ -1,9 +1,9 @@
 """Photometric bundle adjustment: Levenberg-Marquardt over the poses of all frames and the depth of one of them.
 
-The depth of the reference frame is a coarse grid of log inverse depths q, interpolated bilinearly. A reference pixel with
-ray x is seen by frame t at the projection of y = R_t x + exp(q) t_t; its residual is the difference in brightness,
-I_t(y) - I_ref(x). Since y is the point scaled by its inverse depth, nothing is divided by a depth and far points are
-harmless.
+The depth of the reference frame is a coarse grid of log inverse depths q, interpolated bilinearly. A reference pixel
+with ray x is seen by frame t at the projection of y = R_t x + exp(q) t_t; its residual is the difference in brightness,
+I_t(y) - I_ref(x), after frame t's gain and bias. Since y is the point scaled by its inverse depth, far points are
+harmless. (Direct methods of this kind: "Direct Sparse Odometry", Engel et al. 2016.)
 
 All work is batched over hypotheses b: different clips, or different starts for one clip. Hypotheses never mix.
 """
@@ -77,73 +77,92 @@ class System:
 
 @dataclasses.dataclass(frozen=True)
 class Priors:
-  """Weights of what is believed before looking, per point and frame of image evidence."""
+  """Weights of what is believed before looking, beside an image cost of at most 1."""
 
   depth: float = 2e-4  # keeps the mean log depth near 0: translations are in depth units
   rough: float = 2e-2  # differences between neighbouring nodes
-  light: float = 0.2
+  light: float = 0.2  # log gains and biases near 0
   still: float = 2e-4  # translations near 0: a camera moves only if that explains something
   smooth: float = 0.0  # accelerations near 0 (radians and median depths, per frame and frame)
 
 
-def sample(images: Float[Tensor, "n c h w"], u: Float[Tensor, "n p"], v: Float[Tensor, "n p"]) -> Float[Tensor, "n c p"]:
+@dataclasses.dataclass(frozen=True)
+class Observation:
+  """What the frames see of the reference pixels."""
+
+  points: Float[Tensor, "b T 3 p"]  # in the frames' cameras, divided by their depth in the reference
+  inverse_depth: Float[Tensor, "b p"]
+  slope: Float[Tensor, "b T 2 p"]  # of the frame's brightness there, per pixel along columns and rows
+  value: Float[Tensor, "b T p"]  # brightness there, times the frame's gain
+  residual: Float[Tensor, "b T p"]
+  seen: Bool[Tensor, "b T p"]
+
+
+def sample(images: Float[Tensor, "n c h w"], u: Float[Tensor, "n p"],
+           v: Float[Tensor, "n p"]) -> Float[Tensor, "n c p"]:
   """Bilinear samples at pixel positions; the first pixel's centre is (0.5, 0.5)."""
   h, w = images.shape[-2:]
   grid = torch.stack([2 * u / w - 1, 2 * v / h - 1], -1)[:, None]
   return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
 
 
-def residuals(level: Level, unknowns: Unknowns):
-  """Where each frame sees the reference pixels and how its brightness differs: y, gradient, value, residual, seen."""
+def observe(level: Level, unknowns: Unknowns) -> Observation:
+  """Projects the reference pixels into all frames and compares."""
   b, frames, _, h, w = level.images.shape
-  inverse_depth = torch.exp(unknowns.depth.float() @ level.weights.T)  # [b, p]
+  inverse_depth = torch.exp(unknowns.depth.float() @ level.weights.T)
   pose = unknowns.poses.float()
-  y = pose[..., :3, :3] @ level.rays + inverse_depth[:, None, None] * pose[..., :3, 3:]  # [b, T, 3, p]
+  y = pose[..., :3, :3] @ level.rays + inverse_depth[:, None, None] * pose[..., :3, 3:]
   fx, fy, cx, cy = level.camera
   z = y[:, :, 2].clamp_min(NEAREST)
   u, v = fx * y[:, :, 0] / z + cx, fy * y[:, :, 1] / z + cy
   seen = (y[:, :, 2] > NEAREST) & (u > 0) & (u < w) & (v > 0) & (v < h)
-  samples = sample(level.images.flatten(0, 1), u.flatten(0, 1), v.flatten(0, 1)).reshape(b, frames, 3, -1)
-  value = torch.exp(unknowns.light[..., :1].float()) * samples[:, :, 0]
-  residual = value + unknowns.light[..., 1:].float() - level.values[:, None]
-  return y, inverse_depth, samples[:, :, 1:], value, residual, seen
+  samples = sample(level.images.flatten(0, 1), u.flatten(0, 1), v.flatten(0, 1)).unflatten(0, (b, frames))
+  gain, bias = torch.exp(unknowns.light[..., :1].float()), unknowns.light[..., 1:].float()
+  value = gain * samples[:, :, 0]
+  slope = gain[:, :, None] * samples[:, :, 1:]
+  return Observation(y, inverse_depth, slope, value, value + bias - level.values[:, None], seen)
+
+
+def _jacobians(level: Level, unknowns: Unknowns, seen: Observation):
+  """Derivatives of the residuals by their frame's unknowns, [b, T, 8, p], and by their log inverse depth, [b, T, p]."""
+  fx, fy, _, _ = level.camera
+  y = seen.points
+  z = y[:, :, 2].clamp_min(NEAREST)
+  gx, gy = seen.slope[:, :, 0] * fx / z, seen.slope[:, :, 1] * fy / z
+  g = torch.stack([gx, gy, -(gx * y[:, :, 0] + gy * y[:, :, 1]) / z], 2)  # by y
+  rho = seen.inverse_depth[:, None]
+  by_frame = torch.cat([torch.linalg.cross(y, g, dim=2), rho[:, :, None] * g, seen.value[:, :, None],
+                        torch.ones_like(seen.value)[:, :, None]], 2)
+  by_depth = rho * (g * unknowns.poses[..., :3, 3:].float()).sum(2)
+  return by_frame, by_depth
 
 
 def linearise(level: Level, unknowns: Unknowns, priors: Priors) -> System:
   """The robust cost (Geman-McClure) and its Gauss-Newton system by iteratively reweighted least squares."""
-  y, inverse_depth, slope, value, residual, seen = residuals(level, unknowns)
-  b, frames, points = residual.shape
+  seen = observe(level, unknowns)
+  by_frame, by_depth = _jacobians(level, unknowns, seen)
+  b, frames, points = seen.residual.shape
   scale = level.scale[:, None, None]
-  ratio = (residual / scale) ** 2
+  ratio = (seen.residual / scale) ** 2
   # Normalised by frame: neither seeing more nor seeing less of the reference may pay in itself.
-  count = seen.sum(2, keepdim=True) + MISSING * points
-  cost = ((seen * ratio / (1 + ratio)).sum(2, keepdim=True) + MISSING * points) / count
-  weight = 2 * seen / (1 + ratio) ** 2 / (scale**2 * count * frames)
+  count = seen.seen.sum(2, keepdim=True) + MISSING * points
+  cost = ((seen.seen * ratio / (1 + ratio)).sum(2, keepdim=True) + MISSING * points) / count
+  weight = 2 * seen.seen / (1 + ratio) ** 2 / (scale**2 * count * frames)
 
-  fx, fy, _, _ = level.camera
-  z = y[:, :, 2].clamp_min(NEAREST)
-  gain = torch.exp(unknowns.light[..., :1].float())
-  gx, gy = gain * slope[:, :, 0] * fx / z, gain * slope[:, :, 1] * fy / z
-  g = torch.stack([gx, gy, -(gx * y[:, :, 0] + gy * y[:, :, 1]) / z], 2)  # d residual / d y, [b, T, 3, p]
-  rho = inverse_depth[:, None]
-  jacobian = torch.cat([torch.linalg.cross(y, g, dim=2), rho[:, :, None] * g, value[:, :, None],
-                        torch.ones_like(value)[:, :, None]], 2)  # [b, T, 8, p]
-  to_depth = rho * (g * unknowns.poses[..., :3, 3:].float()).sum(2)  # [b, T, p]
-
-  weighted = jacobian * weight[:, :, None]
-  frame_block = weighted @ jacobian.transpose(-1, -2)
-  cross_block = (weighted * to_depth[:, :, None]).flatten(1, 2) @ level.weights
-  depth_weight = (weight * to_depth**2).sum(1)
+  weighted = by_frame * weight[:, :, None]
+  frame_block = weighted @ by_frame.transpose(-1, -2)
+  cross_block = (weighted * by_depth[:, :, None]).flatten(1, 2) @ level.weights
+  depth_weight = (weight * by_depth**2).sum(1)
   depth_block = (level.weights.T * depth_weight[:, None]) @ level.weights
   n, nodes = frames * FRAME_UNKNOWNS, level.weights.shape[1]
-  matrix = residual.new_zeros(b, n + nodes, n + nodes, dtype=torch.float64)
+  matrix = weight.new_zeros(b, n + nodes, n + nodes, dtype=torch.float64)
   blocks = matrix[:, :n, :n].unflatten(1, (frames, -1)).unflatten(3, (frames, -1))
   blocks.diagonal(dim1=1, dim2=3).copy_(frame_block.permute(0, 2, 3, 1))
   matrix[:, :n, n:] = cross_block
   matrix[:, n:, :n] = cross_block.transpose(1, 2)
   matrix[:, n:, n:] = depth_block
-  gradient = torch.cat([(weighted @ residual[..., None])[..., 0].flatten(1),
-                        (weight * residual * to_depth).sum(1) @ level.weights], 1).double()
+  gradient = torch.cat([(weighted @ seen.residual[..., None])[..., 0].flatten(1),
+                        (weight * seen.residual * by_depth).sum(1) @ level.weights], 1).double()
   return _add_priors(level, unknowns, priors, cost.mean((1, 2)).double(), gradient, matrix)
 
 

@@ -20,7 +20,8 @@ def rays(size: tuple[int, int], camera: Float[Tensor, "3 3"]) -> Float[Tensor, "
   """Rays through all pixel centres, third coordinate 1."""
   v, u = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
   v, u = v.to(camera), u.to(camera)
-  return torch.stack([(u - camera[0, 2]) / camera[0, 0], (v - camera[1, 2]) / camera[1, 1], torch.ones_like(u)]).flatten(1)
+  x, y = (u - camera[0, 2]) / camera[0, 0], (v - camera[1, 2]) / camera[1, 1]
+  return torch.stack([x, y, torch.ones_like(x)]).flatten(1)
 
 
 def fill(values: Float[Tensor, "h w"], known: Bool[Tensor, "h w"]) -> Float[Tensor, "h w"]:

@@ -13,7 +13,7 @@ OPACITY = 0.95
 SIZE = 0.5  # standard deviation of a Gaussian, in pixels of the frame it comes from
 COVERED = 0.7  # alpha from which a pixel needs no new Gaussian
 VIEWS = 6  # frames that a keyframe's depth is compared with
-COLOUR_ROUNDS = 3
+COLOUR_ROUNDS = 5
 COLOUR_FRAMES = 9
 
 
@@ -55,6 +55,7 @@ def build(images: Float[Tensor, "T 3 h w"], poses: Float[Tensor, "T 4 4"], camer
     drawn = splat(scene, poses[key], camera, (h, w))
     alpha = drawn.alpha()
     new = alpha < COVERED
+    # A keyframe that shares nothing with the scene so far has no depth to start from.
     if not new.any() or new.all():
       continue
     known = drawn.blend(torch.log(drawn.depth.clamp_min(1e-3))[:, None])[..., 0] / alpha.clamp_min(1e-3)

@@ -13,7 +13,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from wr1_jax.sidecar.photometric import bundle, pyramid
@@ -101,24 +101,19 @@ def _mirror(unknowns: Unknowns) -> Unknowns:
 
 def _best(unknowns: Unknowns, cost: Float[Tensor, "b"], clips: int, keep: int) -> tuple[Unknowns, Float[Tensor, "b"]]:
   """The `keep` best hypotheses of each clip, best first, a path that was found twice counting once."""
-  cost = cost.reshape(clips, -1)
-  order = cost.argsort(dim=1, stable=True)
-  index = (order + torch.arange(clips, device=cost.device)[:, None] * cost.shape[1]).flatten()
-  unknowns, cost = unknowns.choose(index), cost.gather(1, order)
-  paths = unknowns.poses[..., :3, :].reshape(clips, cost.shape[1], -1)
+  unknowns, cost = _reordered(unknowns, cost, cost.reshape(clips, -1).argsort(dim=1, stable=True))
+  paths = unknowns.poses[..., :3, :].reshape(clips, -1, unknowns.poses.shape[1] * 12)
   distance = (paths[:, :, None] - paths[:, None]).abs().amax(-1)
   repeated = (distance < SAME_PATH).tril(-1).any(-1)
   # Repeated ones go behind all others.
-  order = repeated.long().argsort(dim=1, stable=True)[:, :keep]
-  index = (order + torch.arange(clips, device=cost.device)[:, None] * cost.shape[1]).flatten()
-  return unknowns.choose(index), cost.gather(1, order).flatten()
+  return _reordered(unknowns, cost, repeated.long().argsort(dim=1, stable=True)[:, :keep])
 
 
-def _level(image: Float[Tensor, "n T h w"], camera: Float[Tensor, "3 3"], full_width: int, reference: int,
-           stage: Stage, grid: tuple[int, int]) -> Level:
-  scale = image.shape[-1] / full_width
-  stride = math.ceil(math.sqrt(image.shape[-2] * image.shape[-1] / stage.points))
-  return pyramid.make_level(image, camera * scale, reference, grid, stage.outlier, stride)
+def _reordered(unknowns: Unknowns, cost: Float[Tensor, "b"], order: Int[Tensor, "n k"]):
+  """Picks from each clip's hypotheses by their index."""
+  clips = len(order)
+  index = (order + torch.arange(clips, device=order.device)[:, None] * (len(cost) // clips)).flatten()
+  return unknowns.choose(index), cost[index]
 
 
 def recover(image: Float[Tensor, "n T h w"], camera: Float[Tensor, "3 3"], asked: Float[Tensor, "n k T 4 4"],
@@ -137,11 +132,15 @@ def recover(image: Float[Tensor, "n T h w"], camera: Float[Tensor, "3 3"], asked
   levels = pyramid.pyramid(image)
   stages = [*STAGES, *[STAGES[-1]] * (len(levels) - len(STAGES))]
   grid = _grid((height, width), stages[0].nodes)
-  unknowns = Unknowns(starts, starts.new_zeros(len(starts), frames, 2), starts.new_zeros(len(starts), grid[0] * grid[1]))
+  count = len(starts)
+  unknowns = Unknowns(starts, starts.new_zeros(count, frames, 2), starts.new_zeros(count, grid[0] * grid[1]))
   for number, stage in enumerate(stages):
     old, grid = grid, _grid((height, width), stage.nodes)
     unknowns = dataclasses.replace(unknowns, depth=_regrid(unknowns.depth, old, grid))
-    level = _level(levels[min(number, len(levels) - 1)], camera, width, reference, stage, grid)
+    finer = max(0, len(levels) - 1 - number)  # levels that are finer than this stage's
+    image = levels[len(levels) - 1 - finer]
+    stride = math.ceil(math.sqrt(image.shape[-2] * image.shape[-1] / stage.points))
+    level = pyramid.make_level(image, camera / 2**finer, reference, grid, stage.outlier, stride)
     priors = Priors(smooth=stage.smooth)
     unknowns, cost = _solve(level, unknowns, clips, effort * stage.iterations, priors)
     if stage.mirrors:
