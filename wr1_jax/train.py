@@ -113,6 +113,7 @@ def main(argv: list[str]) -> None:
   def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
 
+  sys.stdout.reconfigure(line_buffering=True)  # a log file shows every iteration as soon as it is done
   with errors.reported():
     config, values = cli.parse(argv, define_flags)
     if not values.workdir:
