@@ -43,13 +43,15 @@ def convert(run: Path, folder: Path, *, step: int | None = None, ema: bool = Fal
   config = _read_config(run)
   lora, step = _restore(run / "checkpoints", step, "ema" if ema else "lora")
   scale = config["lora"]["alpha"] / config["lora"]["rank"]
-  scaled = jax.tree.map_with_path(lambda path, leaf: leaf * scale if "lora_b" in jax.tree_util.keystr(path) else leaf, lora)
+  scaled = jax.tree.map_with_path(
+    lambda path, leaf: leaf * scale if "lora_b" in jax.tree_util.keystr(path) else leaf, lora
+  )
   provenance = {
-      "base_model": config["model"]["path"],
-      "iterations": step,
-      "running_average": ema,
-      "rank": config["lora"]["rank"],
-      "alpha": config["lora"]["alpha"],
+    "base_model": config["model"]["path"],
+    "iterations": step,
+    "running_average": ema,
+    "rank": config["lora"]["rank"],
+    "alpha": config["lora"]["alpha"],
   }
   weights.save(folder, scaled, tensor_table(), provenance, stem=_FILE)
   return folder / f"{_FILE}.safetensors"
@@ -59,12 +61,12 @@ def tensor_table() -> dict[str, weights.Tensor]:
   """Where diffusers' LoRA format keeps each factor of each adapter."""
   factors = {"lora_a": "lora_A", "lora_b": "lora_B"}
   return {
-      f"blocks/{attention}/{ours}/{factor}": weights.Tensor(
-          f"transformer.blocks.{{layer}}.{attention}.{theirs}.{name}.weight", weights.LINEAR
-      )
-      for attention in ("attn1", "attn2")
-      for ours, theirs in _PROJECTIONS.items()
-      for factor, name in factors.items()
+    f"blocks/{attention}/{ours}/{factor}": weights.Tensor(
+      f"transformer.blocks.{{layer}}.{attention}.{theirs}.{name}.weight", weights.LINEAR
+    )
+    for attention in ("attn1", "attn2")
+    for ours, theirs in _PROJECTIONS.items()
+    for factor, name in factors.items()
   }
 
 

@@ -36,12 +36,12 @@ class Reconstructor:
     poses[:, :3, 3] *= depth
     colours = np.broadcast_to(video[:, :1, :1], (frames, h, w, 3))
     return View(
-        frames=colours,
-        rendered=255 - colours,
-        offset_view=colours[0],
-        offset_alpha=np.ones((h, w), np.float32),
-        poses=poses,
-        depth_unit=depth,
+      frames=colours,
+      rendered=255 - colours,
+      offset_view=colours[0],
+      offset_alpha=np.ones((h, w), np.float32),
+      poses=poses,
+      depth_unit=depth,
     )
 
 

@@ -44,8 +44,15 @@ class Room:
     lattice = rng.uniform(-1, 1, (32, 32, 32, 3))
     # Brightness varies more than hue, as in photographs.
     lattice = 0.75 * lattice.mean(-1, keepdims=True) * np.sqrt(3) + 0.4 * lattice
-    return cls(walls, boxes, rng.uniform(0.05, 0.12, (4, 3)), balls, rng.uniform(0.05, 0.09, 2),
-               rng.uniform(0.3, 0.7, (7, 3)), lattice)
+    return cls(
+      walls,
+      boxes,
+      rng.uniform(0.05, 0.12, (4, 3)),
+      balls,
+      rng.uniform(0.05, 0.09, 2),
+      rng.uniform(0.3, 0.7, (7, 3)),
+      lattice,
+    )
 
   def texture(self, points: Float[np.ndarray, "r 3"], surface: np.ndarray) -> Float[np.ndarray, "r 3"]:
     """Four octaves of smooth noise around the colour of the surface."""
@@ -54,7 +61,8 @@ class Room:
       coordinates = (points * frequency + 7.3 * surface[:, None]).T
       for channel in range(3):
         value[:, channel] += weight * ndimage.map_coordinates(
-          self.lattice[..., channel], coordinates, order=1, mode="grid-wrap")
+          self.lattice[..., channel], coordinates, order=1, mode="grid-wrap"
+        )
     return np.clip(self.colours[surface] + 0.35 * value, 0, 1)
 
 
@@ -88,8 +96,9 @@ def _trace(room: Room, origin: Float[np.ndarray, "3"], direction: Float[np.ndarr
   return distance, surface
 
 
-def render_frame(room: Room, pose: Float[np.ndarray, "4 4"], height: int, width: int, focal: float = FOCAL,
-                 texture_shift: float = 0.0):
+def render_frame(
+  room: Room, pose: Float[np.ndarray, "4 4"], height: int, width: int, focal: float = FOCAL, texture_shift: float = 0.0
+):
   """One frame: rgb float64 [H, W, 3] in [0, 1] and depth float64 [H, W] along the optical axis."""
   v, u = np.mgrid[:height, :width]
   rgb, depth = np.zeros((height * width, 3)), np.full(height * width, np.inf)
@@ -137,8 +146,15 @@ def _melt_offset(phase: float, height: int, width: int) -> np.ndarray:
   return np.stack([-0.25 * run * height * (0.3 + 0.7 * v / height), np.zeros(u.shape)])
 
 
-def render(room: Room, poses: Float[np.ndarray, "T 4 4"], height: int = 96, width: int = 160, focal: float = FOCAL,
-           spoiled: str = "", seed: int = 0) -> UInt8[np.ndarray, "T H W 3"]:
+def render(
+  room: Room,
+  poses: Float[np.ndarray, "T 4 4"],
+  height: int = 96,
+  width: int = 160,
+  focal: float = FOCAL,
+  spoiled: str = "",
+  seed: int = 0,
+) -> UInt8[np.ndarray, "T H W 3"]:
   """The clip of a room along camera-to-world poses; `spoiled` is "" (rigid) or one of `INCONSISTENT`."""
   rng = np.random.default_rng(seed)
   frames = []
@@ -182,8 +198,19 @@ def move(name: str, frames: int = 17, amount: float = 1.0) -> Float[np.ndarray, 
   return poses
 
 
-MOVES = ("push in", "pull out", "move left", "move right", "pan left", "pan right", "orbit left", "orbit right",
-         "pull left", "pull right", "fixed")
+MOVES = (
+  "push in",
+  "pull out",
+  "move left",
+  "move right",
+  "pan left",
+  "pan right",
+  "orbit left",
+  "orbit right",
+  "pull left",
+  "pull right",
+  "fixed",
+)
 
 
 def chain(*paths: np.ndarray) -> Float[np.ndarray, "T 4 4"]:

@@ -78,18 +78,22 @@ def test_choice_by_platform(monkeypatch):
   chosen = {}
   for platform in ("cpu", "gpu", "tpu"):
     monkeypatch.setattr(Attention, "platform", platform)
-    chosen[platform] = [Attention().kernel(dtype, size) for dtype, size in ((jnp.bfloat16, 128), (jnp.float32, 128),
-                                                                             (jnp.bfloat16, 20))]
+    chosen[platform] = [
+      Attention().kernel(dtype, size) for dtype, size in ((jnp.bfloat16, 128), (jnp.float32, 128), (jnp.bfloat16, 20))
+    ]
   xla, cudnn, splash = attention_lib.xla, attention_lib._cudnn, attention_lib.splash
   assert chosen == {"cpu": [xla] * 3, "gpu": [cudnn, xla, xla], "tpu": [splash] * 3}
 
 
-@pytest.mark.parametrize("implementation, platform, message", [
+@pytest.mark.parametrize(
+  "implementation, platform, message",
+  [
     ("cudnn", "cpu", "runs on gpu devices only"),
     ("cudnn", "tpu", "runs on gpu devices only"),
     ("splash", "cpu", "runs on tpu devices only"),
     ("flash", "cpu", "can be auto, xla, cudnn, splash"),
-])
+  ],
+)
 def test_impossible_choices_are_user_errors(monkeypatch, implementation, platform, message):
   monkeypatch.setattr(Attention, "platform", platform)
   with pytest.raises(UserError, match=message):

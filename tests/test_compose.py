@@ -19,8 +19,13 @@ TARGET = trajectory([Move.PUSH_IN], 5, CAMERA)
 FRAMES = np.kron(np.random.default_rng(0).integers(0, 256, (5, 5, 6, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
 # The clip does exactly what was asked for; its scene is 2 deep.
 PERFECT = ClipResult(
-    frames=FRAMES, rendered=FRAMES, offset_view=FRAMES[0], depth_unit=2.0, meta=0.5, general=0.25,
-    poses=in_scene_depths(TARGET, CAMERA.scene_depth / 2),
+  frames=FRAMES,
+  rendered=FRAMES,
+  offset_view=FRAMES[0],
+  depth_unit=2.0,
+  meta=0.5,
+  general=0.25,
+  poses=in_scene_depths(TARGET, CAMERA.scene_depth / 2),
 )
 
 
@@ -70,13 +75,15 @@ def test_a_dynamic_clip_does_not_switch_off_the_others(compose):
 
 
 @pytest.mark.parametrize(
-    "lost, missing",
-    [
-        ({"meta": math.nan, "reasons": {"meta": "why"}}, {"reward/meta"}),
-        ({"general": math.nan, "reasons": {"general": "why"}}, {"reward/general"}),
-        ({"frames": None, "rendered": None, "poses": None, "reasons": {"reconstruction": "why"}},
-         {"reward/recon", "reward/traj"}),
-    ],
+  "lost, missing",
+  [
+    ({"meta": math.nan, "reasons": {"meta": "why"}}, {"reward/meta"}),
+    ({"general": math.nan, "reasons": {"general": "why"}}, {"reward/general"}),
+    (
+      {"frames": None, "rendered": None, "poses": None, "reasons": {"reconstruction": "why"}},
+      {"reward/recon", "reward/traj"},
+    ),
+  ],
 )
 def test_a_part_that_failed_makes_the_clip_invalid_and_says_why(compose, lost, missing):
   reward = one(compose, change(**lost))

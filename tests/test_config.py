@@ -17,9 +17,14 @@ def _parse(*arguments: str) -> config_lib.Config:
   return cli.parse(["program", *arguments], lambda values: None)[0]
 
 
-@pytest.mark.parametrize("name, steps, groups, strength", [
-    ("small", 20, 48, 0.35), ("large", 20, 48, 0.40), ("tiny", 10, 2, 0.35),
-])
+@pytest.mark.parametrize(
+  "name, steps, groups, strength",
+  [
+    ("small", 20, 48, 0.35),
+    ("large", 20, 48, 0.40),
+    ("tiny", 10, 2, 0.35),
+  ],
+)
 def test_config_files_resolve(name, steps, groups, strength):
   config = _parse(f"--config={_CONFIGS / name}.py")
   assert (config.sampling.steps, config.train.groups, config.noise_warp.strength) == (steps, groups, strength)
@@ -41,14 +46,17 @@ def test_command_line_overrides_are_typed():
   assert config.objective.step_weights is False
 
 
-@pytest.mark.parametrize("argument, said", [
+@pytest.mark.parametrize(
+  "argument, said",
+  [
     ("--config.sampling.step=3", "sampling.steps"),
     ("--config.sampling.steps=3.5", "sampling.steps"),
     ("--config.model.dtype=float16", "'bfloat16', 'float32'"),
     ("--config=nowhere.py", "nowhere.py"),
     ("--confg=configs/tiny.py", "confg"),
     ("stray", "stray"),
-])
+  ],
+)
 def test_wrong_arguments_are_named(argument, said):
   with pytest.raises(UserError, match=said.replace(".", r"\.")):
     _parse(f"--config={_CONFIGS / 'tiny.py'}", argument)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from wr1_jax.rewards.lpips import LPIPS, load_arrays
 
 PLANS = {  # of the two networks: strides and paddings, pooling window and the layers after it, the layers compared
-    "alexnet": {"strides": (4, 1, 1, 1, 1), "paddings": (2, 2, 1, 1, 1), "pool": 3, "pooled": (1, 2), "taps": range(5)},
-    "vgg16": {"strides": [1] * 13, "paddings": [1] * 13, "pool": 2, "pooled": (2, 4, 7, 10), "taps": (1, 3, 6, 9, 12)},
+  "alexnet": {"strides": (4, 1, 1, 1, 1), "paddings": (2, 2, 1, 1, 1), "pool": 3, "pooled": (1, 2), "taps": range(5)},
+  "vgg16": {"strides": [1] * 13, "paddings": [1] * 13, "pool": 2, "pooled": (2, 4, 7, 10), "taps": (1, 3, 6, 9, 12)},
 }
 MODULES = {"alexnet": "AlexNet_0", "vgg16": "VGG16_0"}
 

@@ -93,8 +93,12 @@ def test_diffusers_makes_videos_with_it(pipeline):
 def test_same_velocity_as_diffusers(folder, pipeline, noise):
   torch = pytest.importorskip("torch")
   policy, _, base = transformer.load(
-    folder / "transformer", dtype=jnp.float32, lora=LoRAConfig(rank=2), lora_key=jax.random.key(0),
-    attention=Attention("xla"), remat="none",
+    folder / "transformer",
+    dtype=jnp.float32,
+    lora=LoRAConfig(rank=2),
+    lora_key=jax.random.key(0),
+    attention=Attention("xla"),
+    remat="none",
   )
   embedding = np.random.default_rng(1).standard_normal((1, 16, 64), np.float32)
   with torch.no_grad():

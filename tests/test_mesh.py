@@ -27,8 +27,12 @@ def test_sizes():
   assert dict(make(2, 2, 2).shape) == {"data": 2, "fsdp": 2, "sequence": 2}
   assert dict(make(-1, 2).shape) == {"data": 4, "fsdp": 2, "sequence": 1}
   assert dict(make(2, sequence=-1).shape) == {"data": 2, "fsdp": 1, "sequence": 4}
-  for sizes, message in (((3, -1), "a multiple of 3 devices"), ((2, 2), "needs 4 devices, and there are 8"),
-                         ((-1, -1), "at most one"), ((0, 8), "1 or more")):
+  for sizes, message in (
+    ((3, -1), "a multiple of 3 devices"),
+    ((2, 2), "needs 4 devices, and there are 8"),
+    ((-1, -1), "at most one"),
+    ((0, 8), "1 or more"),
+  ):
     with pytest.raises(UserError, match=message):
       make(*sizes)
 
@@ -54,10 +58,16 @@ def test_weights_are_split_along_features_never_along_layers():
   leaf = lambda *shape: nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
   shapes = {"a": (1024, 64, 256), "b": (512, 256), "c": (8, 8), "d": (2**17,), "e": (8, 2**15, 9)}
   state = nnx.State({name: leaf(*shape) for name, shape in shapes.items()})
-  specs = {path: sharding.get_value().spec for (path,), sharding in
-           nnx.to_flat_state(mesh_lib.shard_params(make(2, 4), state))}
-  assert specs == {"a": P(None, None, "fsdp"), "b": P("fsdp", None), "c": P(None, None), "d": P(None),
-                   "e": P(None, "fsdp", None)}
+  specs = {
+    path: sharding.get_value().spec for (path,), sharding in nnx.to_flat_state(mesh_lib.shard_params(make(2, 4), state))
+  }
+  assert specs == {
+    "a": P(None, None, "fsdp"),
+    "b": P("fsdp", None),
+    "c": P(None, None),
+    "d": P(None),
+    "e": P(None, "fsdp", None),
+  }
 
 
 CONFIG = small_config(4, 12)
@@ -80,20 +90,24 @@ def gradient(mesh: jax.sharding.Mesh | None, batch: int, remat: str):
   else:
     states = [mesh_lib.shard_params(mesh, state, small=1) for state in (lora, base)]
     data = mesh_lib.batch_sharding(mesh) if batch > 1 else mesh_lib.replicated(mesh)
-    sharded = jax.jit(step, in_shardings=(*states, data, data, data),
-                      out_shardings=((mesh_lib.replicated(mesh), data), states[0]))
+    sharded = jax.jit(
+      step, in_shardings=(*states, data, data, data), out_shardings=((mesh_lib.replicated(mesh), data), states[0])
+    )
     lora, base = (jax.device_put(state, sharding) for state, sharding in zip((lora, base), states))
     (_, velocity), gradients = sharded(lora, base, *args)
   return velocity, {path: leaf.get_value() for path, leaf in nnx.to_flat_state(gradients)}
 
 
-@pytest.mark.parametrize("sizes, batch, remat", [
+@pytest.mark.parametrize(
+  "sizes, batch, remat",
+  [
     ((8, 1, 1), 8, "full"),
     ((1, 8, 1), 8, "full"),
     ((2, 2, 2), 8, "full"),
     ((2, 2, 2), 8, "attention"),
     ((2, 1, 4), 1, "none"),
-])
+  ],
+)
 def test_velocity_and_gradients_do_not_depend_on_the_mesh(sizes, batch, remat):
   velocity, gradients = gradient(make(*sizes), batch, remat)
   expected_velocity, expected_gradients = gradient(None, batch, "full")
@@ -106,8 +120,16 @@ def test_loading_over_a_mesh(tmp_path):
   save_folder(tmp_path, small_config(4, 64, layers=1))
   loaded = []
   for mesh in (None, make(2, 4)):
-    loaded.append(transformer.load(tmp_path, dtype=jnp.float32, lora=LORA, lora_key=jax.random.key(3),
-                                   attention=Attention("xla", mesh), remat="full")[1:])
+    loaded.append(
+      transformer.load(
+        tmp_path,
+        dtype=jnp.float32,
+        lora=LORA,
+        lora_key=jax.random.key(3),
+        attention=Attention("xla", mesh),
+        remat="full",
+      )[1:]
+    )
   for one, many in zip(jax.tree.leaves(loaded[0]), jax.tree.leaves(loaded[1])):
     np.testing.assert_array_equal(one, many)
     assert len(many.sharding.device_set) == 8

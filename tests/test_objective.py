@@ -33,8 +33,10 @@ def network(params):
   def velocity(x, timestep, text, negative):
     del negative
     time = timestep.reshape(-1, 1, 1, 1, 1) / 1000
-    return params["scale"] * x + params["wave"] * jnp.sin(2 * x + time) + params["text"] * text.mean((1, 2)).reshape(
-      -1, 1, 1, 1, 1
+    return (
+      params["scale"] * x
+      + params["wave"] * jnp.sin(2 * x + time)
+      + params["text"] * text.mean((1, 2)).reshape(-1, 1, 1, 1, 1)
     )
 
   return velocity

@@ -23,7 +23,9 @@ def test_the_defaults_pass():
   _check()
 
 
-@pytest.mark.parametrize("sections, said", [
+@pytest.mark.parametrize(
+  "sections, said",
+  [
     ({"video": VideoConfig(height=481)}, "video.height = 481.*nearest is 480"),
     ({"video": VideoConfig(width=8)}, "video.width = 8"),
     ({"video": VideoConfig(frames=80)}, "video.frames = 80.*nearest is 81"),
@@ -34,7 +36,8 @@ def test_the_defaults_pass():
     ({"sampling": SamplingConfig(window_start_max=20)}, "window_start_max"),
     ({"sampling": SamplingConfig(steps=0)}, "sampling.steps = 0"),
     ({"camera": CameraConfig(moves="push in, pan lef")}, "'pan lef'.*Did you mean 'pan left'"),
-])
+  ],
+)
 def test_impossible_options_are_named(sections, said):
   with pytest.raises(UserError, match=said):
     _check(**sections)

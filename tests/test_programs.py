@@ -14,9 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from conversions import to_diffusers
-from wr1_jax import cli
+from wr1_jax import cli, randomness
 from wr1_jax import config as config_lib
-from wr1_jax import randomness
 from wr1_jax.camera.trajectory import target_paths
 from wr1_jax.config import Config, MeshConfig
 from wr1_jax.models import pipeline
@@ -26,9 +25,9 @@ from wr1_jax.training import checkpoint, programs, state
 _TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 _PROMPTS = ["Camera push in. A clay jug.", "Camera orbit left, then pan right. A market."]
 _MESHES = {
-    "data=8": MeshConfig(8, 1, 1),
-    "fsdp=8": MeshConfig(1, 8, 1),
-    "data=2 fsdp=2 sequence=2": MeshConfig(2, 2, 2),
+  "data=8": MeshConfig(8, 1, 1),
+  "fsdp=8": MeshConfig(1, 8, 1),
+  "data=2 fsdp=2 sequence=2": MeshConfig(2, 2, 2),
 }
 
 
@@ -45,12 +44,25 @@ class Outcome(NamedTuple):
 
 def _config(mesh: MeshConfig) -> Config:
   """The tiny run with fewer and smaller videos; delta injection, so that it is covered too."""
-  config = cli.parse([
-      "test", f"--config={_TINY}", "--config.video.height=48", "--config.video.width=80", "--config.video.frames=5",
-      "--config.sampling.steps=4", "--config.sampling.window_start_max=2", "--config.sampling.window=2",
-      "--config.sampling.text_length=16", "--config.noise_warp.mode=stepwise_delta", "--config.train.group_size=8",
-      "--config.train.decode_batch=8", "--config.train.update_batch=8", "--config.lora.rank=4",
-  ], lambda values: None)[0]
+  config = cli.parse(
+    [
+      "test",
+      f"--config={_TINY}",
+      "--config.video.height=48",
+      "--config.video.width=80",
+      "--config.video.frames=5",
+      "--config.sampling.steps=4",
+      "--config.sampling.window_start_max=2",
+      "--config.sampling.window=2",
+      "--config.sampling.text_length=16",
+      "--config.noise_warp.mode=stepwise_delta",
+      "--config.train.group_size=8",
+      "--config.train.decode_batch=8",
+      "--config.train.update_batch=8",
+      "--config.lora.rank=4",
+    ],
+    lambda values: None,
+  )[0]
   return dataclasses.replace(config, mesh=mesh)
 
 
@@ -79,13 +91,17 @@ def _iteration(mesh_config: MeshConfig) -> Outcome:
   weight = np.ones((2, 8), np.float32)
   advantage[0, 3], weight[0, 3] = np.nan, 0.0  # a video without a reward
   train_state, terms = run.update(
-      train_state, model.base, tuple(rollouts), tuple(texts), negative, put(advantage), put(weight)
+    train_state, model.base, tuple(rollouts), tuple(texts), negative, put(advantage), put(weight)
   )
   moments = train_state.optimizer[1][0].mu
   gradients = {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(moments)}
   return Outcome(
-      [np.asarray(r.latents) for r in rollouts], [np.asarray(r.log_prob) for r in rollouts], videos,
-      jax.device_get(terms), gradients, train_state,
+    [np.asarray(r.latents) for r in rollouts],
+    [np.asarray(r.log_prob) for r in rollouts],
+    videos,
+    jax.device_get(terms),
+    gradients,
+    train_state,
   )
 
 

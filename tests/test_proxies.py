@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scenes
 from scipy import ndimage
 
-import scenes
 from wr1_jax.config import ReconstructionConfig, RewardsConfig
 from wr1_jax.sidecar import proxies
 from wr1_jax.sidecar.photometric.scorer import make

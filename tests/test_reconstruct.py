@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scenes
 import torch
 
-import scenes
 from wr1_jax.config import ReconstructionConfig, RewardsConfig
 from wr1_jax.sidecar import geometry, reconstruct
 from wr1_jax.sidecar.offset_view import offset_pose, offset_view
@@ -138,8 +138,12 @@ def test_clips_that_show_nothing_still_give_finite_numbers():
   for name, video in clips.items():
     found = recovered(video)
     assert np.isfinite(found.poses).all(), name
-    np.testing.assert_allclose(found.poses[:, :3, :3] @ found.poses[:, :3, :3].transpose(0, 2, 1),
-                               np.tile(np.eye(3), (5, 1, 1)), atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(
+      found.poses[:, :3, :3] @ found.poses[:, :3, :3].transpose(0, 2, 1),
+      np.tile(np.eye(3), (5, 1, 1)),
+      atol=1e-5,
+      err_msg=name,
+    )
     assert all(bool(field.isfinite().all()) for field in vars(found.scene).values()), name
 
 
@@ -211,8 +215,9 @@ def test_gradient_of_the_bundle_adjustment_is_that_of_its_cost():
   k = torch.from_numpy(geometry.intrinsics(*SIZE, SIZE, CONFIG.focal))
   level = pyramid.make_level(image, k, 1, (3, 4), outlier=0.5, stride=2)
   inner = (level.rays[:2].abs() < torch.tensor([[0.3], [0.2]])).all(0)
-  level = dataclasses.replace(level, rays=level.rays[:, inner], values=level.values[:, inner],
-                              weights=level.weights[inner])
+  level = dataclasses.replace(
+    level, rays=level.rays[:, inner], values=level.values[:, inner], weights=level.weights[inner]
+  )
   generator = torch.Generator().manual_seed(0)
   random = lambda size, *shape: size * torch.randn(*shape, generator=generator, dtype=torch.float64)
   unknowns = bundle.Unknowns(motion(random(0.03, 1, 3, 6)), random(0.03, 1, 3, 2), random(0.1, 1, 12))

@@ -14,9 +14,7 @@ from wr1_jax.sampling.schedule import Schedule
 @pytest.mark.parametrize("steps", [1, 2, 8, 20, 50, 100])
 def test_grid_is_that_of_diffusers(steps, shift):
   diffusers = pytest.importorskip("diffusers")
-  theirs = diffusers.UniPCMultistepScheduler(
-    prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-  )
+  theirs = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
   theirs.set_timesteps(steps)
   ours = Schedule.make(steps, shift)
   np.testing.assert_allclose(ours.sigmas, theirs.sigmas.numpy(), rtol=0, atol=1e-6)

@@ -19,9 +19,9 @@ from wr1_jax.rewards.compose import METRICS
 
 TESTS = Path(__file__).parent
 FAKES = Config(
-    rewards=RewardsConfig(
-        reconstructor="fake_scorers:Reconstructor", meta="fake_scorers:Meta", general="fake_scorers:General"
-    )
+  rewards=RewardsConfig(
+    reconstructor="fake_scorers:Reconstructor", meta="fake_scorers:Meta", general="fake_scorers:General"
+  )
 )
 
 

@@ -32,12 +32,12 @@ from wr1_jax.sidecar.shared_arrays import SharedArrays, Spec
 
 TESTS = Path(__file__).parent
 FAKES = RewardsConfig(
-    reconstructor="fake_scorers:Reconstructor",
-    meta="fake_scorers:Meta",
-    general="fake_scorers:General",
-    job_seconds=20.0,
-    start_seconds=60.0,
-    retries=1,
+  reconstructor="fake_scorers:Reconstructor",
+  meta="fake_scorers:Meta",
+  general="fake_scorers:General",
+  job_seconds=20.0,
+  start_seconds=60.0,
+  retries=1,
 )
 
 
@@ -126,10 +126,10 @@ def path(seed: int, frames=3) -> np.ndarray:
 
 SHAPE = BatchShape(2, 3, 64, 96, 64, 96)
 MESSAGES = [
-    Start(dataclasses.replace(FAKES, reconstruction=ReconstructionConfig(max_pixels=77))),
-    Ready({"python": "3.12"}),
-    ScoreBatch(7, SHAPE, ("general", "meta"), ('a "quoted" prompt', "naïve ☃ \ud800"), (True, False)),
-    Scored(7, (ClipScores(1.5, None, 0.25, {"meta": "no"}),), {"meta": 0.5}),
+  Start(dataclasses.replace(FAKES, reconstruction=ReconstructionConfig(max_pixels=77))),
+  Ready({"python": "3.12"}),
+  ScoreBatch(7, SHAPE, ("general", "meta"), ('a "quoted" prompt', "naïve ☃ \ud800"), (True, False)),
+  Scored(7, (ClipScores(1.5, None, 0.25, {"meta": "no"}),), {"meta": 0.5}),
 ]
 
 
@@ -149,30 +149,30 @@ def test_the_template_of_the_bad_messages_is_good():
 
 
 @pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\xff\xfe",
-        b"[]",
-        b'{"kind": "Nonsense"}',
-        b'{"kind": ["Ready"]}',
-        b'{"kind": "Ready"}',
-        b'{"kind": "Ready", "versions": {}, "extra": 1}',
-        b'{"kind": "Ready", "versions": {}, "versions": {}}',
-        b'{"kind": "Ready", "versions": {"a": 1}}',
-        b"[" * 100_000,
-        scored(job=True),
-        scored(job=1.0),
-        scored(job="1"),
-        scored(clips={}),
-        scored(clip={"meta": True}),
-        scored(clip={"meta": "0.5"}),
-        scored(clip={"reasons": {"weather": "bad"}}),
-        scored(clip={"meta": math.nan}),
-        scored(clip={"meta": 10**400}),
-        scored().replace(b"0.5", b"1e999"),
-        scored().replace(b"0.5", b"-Infinity"),
-    ],
+  "data",
+  [
+    b"",
+    b"\xff\xfe",
+    b"[]",
+    b'{"kind": "Nonsense"}',
+    b'{"kind": ["Ready"]}',
+    b'{"kind": "Ready"}',
+    b'{"kind": "Ready", "versions": {}, "extra": 1}',
+    b'{"kind": "Ready", "versions": {}, "versions": {}}',
+    b'{"kind": "Ready", "versions": {"a": 1}}',
+    b"[" * 100_000,
+    scored(job=True),
+    scored(job=1.0),
+    scored(job="1"),
+    scored(clips={}),
+    scored(clip={"meta": True}),
+    scored(clip={"meta": "0.5"}),
+    scored(clip={"reasons": {"weather": "bad"}}),
+    scored(clip={"meta": math.nan}),
+    scored(clip={"meta": 10**400}),
+    scored().replace(b"0.5", b"1e999"),
+    scored().replace(b"0.5", b"-Infinity"),
+  ],
 )
 def test_malformed_messages_are_refused(data):
   with pytest.raises(ProtocolError):
@@ -278,6 +278,7 @@ def test_a_job_for_which_there_is_no_room_is_nan_with_a_reason(client, monkeypat
 
 # --- choosing scorers and the interpreter -----------------------------------------------------------------------------
 
+
 def test_the_registered_scorers_are_there():
   for kind, known in registry.SCORERS.items():
     for name in known:
@@ -302,12 +303,12 @@ def test_an_interpreter_that_does_not_exist_is_refused():
 
 
 @pytest.mark.parametrize(
-    "change, complaint",
-    [
-        ({"general": "fake_scorers:Generol"}, "has no Generol"),
-        ({"general": "no_such_module:General"}, "No module named 'no_such_module'"),
-        ({"general": "fake_scorers:broken"}, "the weights are not there"),
-    ],
+  "change, complaint",
+  [
+    ({"general": "fake_scorers:Generol"}, "has no Generol"),
+    ({"general": "no_such_module:General"}, "No module named 'no_such_module'"),
+    ({"general": "fake_scorers:broken"}, "the weights are not there"),
+  ],
 )
 def test_a_sidecar_that_cannot_start_is_a_user_error_with_its_last_words(change, complaint):
   with pytest.raises(UserError, match=complaint), RewardClient(dataclasses.replace(FAKES, **change)):
@@ -344,11 +345,12 @@ def test_a_sidecar_that_is_never_ready_is_a_user_error(tmp_path):
 
 # --- answers ----------------------------------------------------------------------------------------------------------
 
+
 def test_every_clip_gets_its_own_answers_in_order(client):
   asked = [path(0), None, path(2)]
   batch = dataclasses.replace(
-      job("score 0.25", "score 0.5", "score 0.75", colours=[40, 90, 200], parts=("reconstruction", "meta", "general")),
-      paths=asked,
+    job("score 0.25", "score 0.5", "score 0.75", colours=[40, 90, 200], parts=("reconstruction", "meta", "general")),
+    paths=asked,
   )
   results = client.submit(batch).result()
   for i, (result, colour) in enumerate(zip(results, (40, 90, 200))):
@@ -391,8 +393,8 @@ def test_jax_stays_out_of_all_modules_of_the_sidecar():
 
 
 @pytest.mark.parametrize(
-    "prompt, reason",
-    [("score nan", "nan"), ("score inf", "inf"), ("refuse", "no wish to"), ("fail", "RuntimeError: something broke")],
+  "prompt, reason",
+  [("score nan", "nan"), ("score inf", "inf"), ("refuse", "no wish to"), ("fail", "RuntimeError: something broke")],
 )
 def test_a_score_that_fails_is_nan_with_a_reason_and_costs_nothing_else(client, prompt, reason):
   (result,) = client.submit(job(prompt, colours=[51], parts=("reconstruction", "meta", "general"))).result()
@@ -472,6 +474,7 @@ def test_two_trainers_get_their_own_answers_and_end_without_a_word():
 
 # --- misbehaviour -----------------------------------------------------------------------------------------------------
 
+
 def test_a_job_that_kills_its_sidecar_is_retried_and_then_given_up(tmp_path):
   """Its neighbours, in flight at the same time, all get their answers."""
   with RewardClient(dataclasses.replace(FAKES, retries=1)) as client:
@@ -516,13 +519,13 @@ def answer(job, **scores) -> Scored:
 
 
 NONSENSE = [  # what the sidecar writes in place of its answer to a job, and the complaint
-    (lambda job: b"hello", "not JSON"),
-    (lambda job: answer(999), "no open job"),
-    (lambda job: Ready({}), "no open job"),
-    (lambda job: Scored(job, (), {}), "0 clips to a job of 1"),
-    (lambda job: answer(job, general=None), "neither a value"),
-    (lambda job: answer(job, meta=0.5), "nobody asked"),
-    (lambda job: answer(job, general=0.5, reasons={"general": "x"}), "both a value"),
+  (lambda job: b"hello", "not JSON"),
+  (lambda job: answer(999), "no open job"),
+  (lambda job: Ready({}), "no open job"),
+  (lambda job: Scored(job, (), {}), "0 clips to a job of 1"),
+  (lambda job: answer(job, general=None), "neither a value"),
+  (lambda job: answer(job, meta=0.5), "nobody asked"),
+  (lambda job: answer(job, general=0.5, reasons={"general": "x"}), "both a value"),
 ]
 
 
@@ -577,12 +580,12 @@ def test_a_killed_trainer_leaves_nothing_behind(tmp_path, misdeed):
 # --- what scorers may get wrong ---------------------------------------------------------------------------------------
 
 SOUND = View(
-    frames=np.zeros((3, 32, 40, 3), np.uint8),
-    rendered=np.zeros((3, 32, 40, 3), np.uint8),
-    offset_view=np.zeros((32, 40, 3), np.uint8),
-    offset_alpha=np.zeros((32, 40), np.float32),
-    poses=np.tile(np.eye(4), (3, 1, 1)),
-    depth_unit=1.0,
+  frames=np.zeros((3, 32, 40, 3), np.uint8),
+  rendered=np.zeros((3, 32, 40, 3), np.uint8),
+  offset_view=np.zeros((32, 40, 3), np.uint8),
+  offset_alpha=np.zeros((32, 40), np.float32),
+  poses=np.tile(np.eye(4), (3, 1, 1)),
+  depth_unit=1.0,
 )
 
 
@@ -595,17 +598,17 @@ def run_scorers(views, metas=lambda views, prompts: [0.5] * len(views)):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        None,
-        dataclasses.replace(SOUND, frames=SOUND.frames[:2]),
-        dataclasses.replace(SOUND, rendered=SOUND.rendered.astype(np.float32)),
-        dataclasses.replace(SOUND, offset_view=None),
-        dataclasses.replace(SOUND, poses=SOUND.poses * np.nan),
-        dataclasses.replace(SOUND, offset_alpha=SOUND.offset_alpha + np.inf),
-        dataclasses.replace(SOUND, depth_unit=0.0),
-        dataclasses.replace(SOUND, depth_unit=math.nan),
-    ],
+  "wrong",
+  [
+    None,
+    dataclasses.replace(SOUND, frames=SOUND.frames[:2]),
+    dataclasses.replace(SOUND, rendered=SOUND.rendered.astype(np.float32)),
+    dataclasses.replace(SOUND, offset_view=None),
+    dataclasses.replace(SOUND, poses=SOUND.poses * np.nan),
+    dataclasses.replace(SOUND, offset_alpha=SOUND.offset_alpha + np.inf),
+    dataclasses.replace(SOUND, depth_unit=0.0),
+    dataclasses.replace(SOUND, depth_unit=math.nan),
+  ],
 )
 def test_an_unsound_reconstruction_is_never_shown_to_a_judge(wrong):
   shown = []

@@ -38,9 +38,7 @@ def diffusers_loop(scheduler, steps):
 @pytest.mark.parametrize("steps, shift", [(1, 3.0), (2, 3.0), (3, 5.0), (8, 3.0), (20, 3.0), (20, 5.0), (50, 3.0)])
 def test_unipc_is_that_of_diffusers(steps, shift):
   diffusers = pytest.importorskip("diffusers")
-  theirs = diffusers.UniPCMultistepScheduler(
-    prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-  )
+  theirs = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
   expected = diffusers_loop(theirs, steps)
   got = solvers.unipc(lambda x, t: field(jnp, x, t), Schedule.make(steps, shift), jnp.asarray(start()))
   np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -53,12 +53,15 @@ def test_an_embedding_depends_on_its_prompt_alone(encoder, folder):
   np.testing.assert_allclose(alone[0], padded[0, :24], atol=1e-5)
 
 
-@pytest.mark.parametrize("prompt", [
-  "  A  caf\u00e9\n on\tthe\u3000corner ",
-  "Tom &amp;amp; Jerry &lt;3",
-  "schÃ¶n â€œquotedâ€\x9d",
-  "\u00a0\x1cplain\x1f&#x1c;",
-])
+@pytest.mark.parametrize(
+  "prompt",
+  [
+    "  A  caf\u00e9\n on\tthe\u3000corner ",
+    "Tom &amp;amp; Jerry &lt;3",
+    "schÃ¶n â€œquotedâ€\x9d",
+    "\u00a0\x1cplain\x1f&#x1c;",
+  ],
+)
 def test_cleaning_equals_diffusers(prompt):
   reference = pytest.importorskip("diffusers.pipelines.wan.pipeline_wan")
   assert text.clean(prompt) == reference.prompt_clean(prompt)

@@ -25,25 +25,40 @@ from wr1_jax.training.rollouts import Batch, Scored
 _REPO = Path(__file__).parents[1]
 _ITERATIONS = 5
 _OPTIONS = (
-    f"--config={_REPO / 'configs' / 'tiny.py'}",
-    "--config.video.height=64",
-    "--config.video.width=64",
-    "--config.video.frames=5",
-    "--config.sampling.steps=4",
-    "--config.sampling.window_start_max=2",
-    f"--config.train.iterations={_ITERATIONS}",
-    "--config.train.main_iterations=2",
-    "--config.train.dynamic_iterations=1",
-    "--config.train.groups=2",
-    "--config.train.group_size=2",
-    "--config.train.decode_batch=2",
-    "--config.train.update_batch=2",
-    "--config.train.checkpoint_every=2",
+  f"--config={_REPO / 'configs' / 'tiny.py'}",
+  "--config.video.height=64",
+  "--config.video.width=64",
+  "--config.video.frames=5",
+  "--config.sampling.steps=4",
+  "--config.sampling.window_start_max=2",
+  f"--config.train.iterations={_ITERATIONS}",
+  "--config.train.main_iterations=2",
+  "--config.train.dynamic_iterations=1",
+  "--config.train.groups=2",
+  "--config.train.group_size=2",
+  "--config.train.decode_batch=2",
+  "--config.train.update_batch=2",
+  "--config.train.checkpoint_every=2",
 )
 _NEEDED = (
-    "iteration", "phase", "reward/total", "reward/recon", "reward/traj", "reward/meta", "reward/general",
-    "reward/valid_fraction", "policy/ratio_mean", "policy/clip_fraction", "policy/kl", "policy/grad_norm",
-    "policy/advantage_abs", "time/rollout", "time/decode", "time/reward_wait", "time/update", "time/total",
+  "iteration",
+  "phase",
+  "reward/total",
+  "reward/recon",
+  "reward/traj",
+  "reward/meta",
+  "reward/general",
+  "reward/valid_fraction",
+  "policy/ratio_mean",
+  "policy/clip_fraction",
+  "policy/kl",
+  "policy/grad_norm",
+  "policy/advantage_abs",
+  "time/rollout",
+  "time/decode",
+  "time/reward_wait",
+  "time/update",
+  "time/total",
 )
 
 
@@ -58,7 +73,7 @@ def start(tmp_path_factory):
   def start(workdir: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "wr1_jax.train", *_OPTIONS, *options, f"--workdir={workdir}"]
     process = subprocess.Popen(
-        command, cwd=_REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+      command, cwd=_REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     started.append(process)
     return process
@@ -111,7 +126,13 @@ def test_metrics_are_complete(finished):
 
 def test_run_folder_is_complete(finished):
   assert {path.name for path in finished.iterdir()} >= {
-      "metrics.jsonl", "tensorboard", "videos", "pictures", "checkpoints", "config.json", "versions.json"
+    "metrics.jsonl",
+    "tensorboard",
+    "videos",
+    "pictures",
+    "checkpoints",
+    "config.json",
+    "versions.json",
   }
   assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["2", "4", "5"]
   assert list((finished / "videos").glob("*_rollouts.mp4")) and list((finished / "pictures").glob("*_camera_path.png"))
@@ -163,8 +184,9 @@ def test_every_kind_of_number_is_looked_at(broken, tmp_path):
   batch = Batch((Prompt(0, "Camera push in. A jug."),), [None, None], None, rollout, None, None)
   scored = Scored([], [_reward(0.5), _reward(1.5)], group_size=2)
   values = {"policy/samples": 2.0, "policy/loss": 0.1, "policy/grad_norm": 1.0, "policy/lora_norm": 2.0}
-  reports.check_finite(values, 7, [dataclasses.replace(batch, rollout=rollout._replace(log_prob=np.zeros((1, 2))))],
-                       scored, tmp_path)
+  reports.check_finite(
+    values, 7, [dataclasses.replace(batch, rollout=rollout._replace(log_prob=np.zeros((1, 2))))], scored, tmp_path
+  )
   with pytest.raises(UserError, match="iteration 7 is not finite.*0.5, 1.5.*A jug.*last good"):
     reports.check_finite({**values, broken: math.nan}, 7, [batch], scored, tmp_path)
 

@@ -22,7 +22,11 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def load(folder, **options):
   defaults = {
-      "dtype": jnp.float32, "lora": LORA, "lora_key": jax.random.key(5), "attention": Attention(), "remat": "full"
+    "dtype": jnp.float32,
+    "lora": LORA,
+    "lora_key": jax.random.key(5),
+    "attention": Attention(),
+    "remat": "full",
   }
   return transformer.load(folder, **defaults | options)
 
@@ -38,18 +42,23 @@ def diffusers_model(folder):
 def diffusers_velocity(folder, latents, timestep, text):
   torch = pytest.importorskip("torch")
   with torch.no_grad():
-    out = diffusers_model(folder)(torch.from_numpy(latents).permute(0, 4, 1, 2, 3), torch.from_numpy(timestep).long(),
-                                  torch.from_numpy(text)).sample
+    out = diffusers_model(folder)(
+      torch.from_numpy(latents).permute(0, 4, 1, 2, 3), torch.from_numpy(timestep).long(), torch.from_numpy(text)
+    ).sample
   return out.permute(0, 2, 3, 4, 1).numpy()
 
 
-@pytest.mark.parametrize("config, sizes", [
+@pytest.mark.parametrize(
+  "config, sizes",
+  [
     (small_config(2, 16), (3, 6, 10)),
     (small_config(3, 24), (1, 10, 4)),
     (small_config(4, 32, layers=1, freq_dim=256), (2, 4, 6)),
     (small_config(12, 8, layers=3, out_channels=None), (2, 2, 8)),
     (small_config(1, 128, layers=1, patch_size=(2, 1, 3), in_channels=5, out_channels=7), (4, 3, 6)),
-], ids=lambda value: f"{value.num_attention_heads}x{value.attention_head_dim}" if hasattr(value, "dim") else None)
+  ],
+  ids=lambda value: f"{value.num_attention_heads}x{value.attention_head_dim}" if hasattr(value, "dim") else None,
+)
 def test_velocity_equals_diffusers(tmp_path, config, sizes):
   save_folder(tmp_path, config)
   args = inputs(config, sizes=sizes)
@@ -83,8 +92,13 @@ def test_bfloat16_layers_follow_float32(tmp_path):
   exact = load(tmp_path)
   policy, lora, base = load(tmp_path, dtype=jnp.bfloat16)
   assert base["blocks"]["ffn_in"]["kernel"].dtype == jnp.bfloat16
-  floats = (base["blocks"]["norm2"]["scale"], base["blocks"]["attn1"]["norm_q"]["scale"], base["time_proj"]["kernel"],
-            base["blocks"]["scale_shift_table"], lora["blocks"]["attn1"]["to_q"]["lora_a"])
+  floats = (
+    base["blocks"]["norm2"]["scale"],
+    base["blocks"]["attn1"]["norm_q"]["scale"],
+    base["time_proj"]["kernel"],
+    base["blocks"]["scale_shift_table"],
+    lora["blocks"]["attn1"]["to_q"]["lora_a"],
+  )
   assert all(leaf.dtype == jnp.float32 for leaf in floats)
   velocity = jax.jit(lambda policy, *states: policy.velocity(*states)(*args), static_argnums=0)
   found = velocity(policy, lora, base)
@@ -156,14 +170,17 @@ def test_rematerialisation_trades_work_for_memory():
   assert memory["none"] > memory["attention"] > memory["full"]
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     ({"_class_name": "AutoencoderKLWan"}, "holds a AutoencoderKLWan"),
     ({"image_dim": 1280}, "image_dim = 1280"),
     ({"num_layers": "two"}, "num_layers = 'two'"),
     ({"num_layers": 3}, r"In the model but not in the files \(27\): blocks\.2\."),
     ({"num_layers": 1}, r"In the files but not in the model \(27\): blocks\.1\."),
     ({"text_dim": 25}, r"linear_1\.weight is \[32, 24\] in the files and \[32, 25\] in the model"),
-])
+  ],
+)
 def test_config_and_weights_that_do_not_fit_are_user_errors(tmp_path, change, message):
   save_folder(tmp_path, small_config(2, 16))
   path = tmp_path / "config.json"

@@ -163,12 +163,15 @@ def test_to_uint8_rounds():
   np.testing.assert_array_equal(vae.to_uint8(values), [0, 0, 0, 128, 128, 191, 255, 255])
 
 
-@pytest.mark.parametrize("sizes, reason", [
-  ((16, 32, 48), "closest are 13 and 17"),
-  ((0, 32, 48), "closest are 1 and 5"),
-  ((17, 36, 48), "multiples of 8"),
-  ((17, 32, 0), "multiples of 8"),
-])
+@pytest.mark.parametrize(
+  "sizes, reason",
+  [
+    ((16, 32, 48), "closest are 13 and 17"),
+    ((0, 32, 48), "closest are 1 and 5"),
+    ((17, 36, 48), "multiples of 8"),
+    ((17, 32, 0), "multiples of 8"),
+  ],
+)
 def test_refuses_videos_that_do_not_fit(parts, sizes, reason):
   with pytest.raises(UserError, match=reason):
     CONFIG.latent_shape(*sizes)
@@ -176,15 +179,18 @@ def test_refuses_videos_that_do_not_fit(parts, sizes, reason):
     nnx.merge(*parts).encode(jnp.zeros((1, *sizes, 3)))
 
 
-@pytest.mark.parametrize("option, value", [
-  ("is_residual", True),
-  ("patch_size", 2),
-  ("in_channels", 12),
-  ("attn_scales", [0.5]),
-  ("latents_mean", [0.0]),
-  ("temperal_downsample", [True, True]),
-  ("dim_mult", "1, 2"),
-])
+@pytest.mark.parametrize(
+  "option, value",
+  [
+    ("is_residual", True),
+    ("patch_size", 2),
+    ("in_channels", 12),
+    ("attn_scales", [0.5]),
+    ("latents_mean", [0.0]),
+    ("temperal_downsample", [True, True]),
+    ("dim_mult", "1, 2"),
+  ],
+)
 def test_refuses_other_autoencoders(folder, tmp_path, option, value):
   config = json.loads((folder / "config.json").read_text())
   (tmp_path / "config.json").write_text(json.dumps(config | {option: value}))

@@ -21,18 +21,20 @@ from wr1_jax.parallel.mesh import make_mesh, shard_params
 
 FILE = "model.safetensors"
 TABLE = {
-    "blocks/kernel": Tensor("blocks.{layer}.fc.weight", LINEAR),
-    "blocks/scale": Tensor("blocks.{layer}.norm.weight"),
-    "embedding": Tensor("shared.weight", aliases=("encoder.embed_tokens.weight",)),
+  "blocks/kernel": Tensor("blocks.{layer}.fc.weight", LINEAR),
+  "blocks/scale": Tensor("blocks.{layer}.norm.weight"),
+  "embedding": Tensor("shared.weight", aliases=("encoder.embed_tokens.weight",)),
 }
 
 
 def abstract_state(layers: int = 3, kernel_dtype=jnp.bfloat16) -> nnx.State:
   leaf = lambda shape, dtype=jnp.float32: nnx.Param(jax.ShapeDtypeStruct(shape, dtype))
-  return nnx.State({
+  return nnx.State(
+    {
       "blocks": {"kernel": leaf((layers, 4, 6), kernel_dtype), "scale": leaf((layers, 4))},
       "embedding": leaf((5, 4)),
-  })
+    }
+  )
 
 
 def tensors(layers: int = 3, dtype=np.float32) -> dict[str, np.ndarray]:
@@ -59,14 +61,17 @@ def test_load_stacks_layers_and_casts_leaf_by_leaf(tmp_path, dtype):
   np.testing.assert_array_equal(embedding, stored["shared.weight"].astype(np.float32))
 
 
-@pytest.mark.parametrize("layout, shape, jax_shape", [
+@pytest.mark.parametrize(
+  "layout, shape, jax_shape",
+  [
     (IDENTITY, (2, 3, 4), (2, 3, 4)),
     (LINEAR, (2, 3), (3, 2)),
     (CONV2D, (2, 3, 4, 5), (4, 5, 3, 2)),
     (CONV3D, (2, 3, 4, 5, 6), (4, 5, 6, 3, 2)),
     (Layout("c 1 1 1 -> c"), (7, 1, 1, 1), (7,)),
     (Layout("(h d) i -> i h d", (("h", 2),)), (6, 4), (4, 2, 3)),
-])
+  ],
+)
 def test_layouts_invert(layout, shape, jax_shape):
   tensor = np.arange(np.prod(shape)).reshape(shape)
   array = layout.to_jax(tensor)
@@ -175,7 +180,12 @@ def test_parse_config(tmp_path):
     return weights.parse_config(Schema, values, tmp_path)
 
   assert parse(sizes=[1, 2, 4], eps=1, width=None, other="ignored") == Schema((1, 2, 4), 1, (1, 2), None)
-  for wrong in ({"eps": 1.0}, {"sizes": [1, 2.5], "eps": 1.0}, {"sizes": [], "eps": True},
-                {"sizes": [], "eps": 1.0, "patch": [1, 2, 3]}, {"sizes": 3, "eps": 1.0}):
+  for wrong in (
+    {"eps": 1.0},
+    {"sizes": [1, 2.5], "eps": 1.0},
+    {"sizes": [], "eps": True},
+    {"sizes": [], "eps": 1.0, "patch": [1, 2, 3]},
+    {"sizes": 3, "eps": 1.0},
+  ):
     with pytest.raises(UserError, match="config.json"):
       parse(**wrong)

@@ -19,18 +19,18 @@ LORA = LoRAConfig(rank=2, alpha=6.0)
 def small_config(heads: int, head_dim: int, layers: int = 2, **sizes) -> transformer.TransformerConfig:
   sizes = {"text_dim": 24, "freq_dim": 32, "ffn_dim": 40} | sizes
   return transformer.TransformerConfig(
-      num_attention_heads=heads, attention_head_dim=head_dim, num_layers=layers, **sizes
+    num_attention_heads=heads, attention_head_dim=head_dim, num_layers=layers, **sizes
   )
 
 
 def build(
-    config: transformer.TransformerConfig, attention: Attention = Attention(), remat: str = "full"
+  config: transformer.TransformerConfig, attention: Attention = Attention(), remat: str = "full"
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
   """A float32 model split into graph, adapters and base; no weight is zero or one, adapters' B included."""
   abstract = nnx.eval_shape(
-      lambda: transformer.WanTransformer(
-          config, lora=LORA, dtype=jnp.float32, attention=attention, remat=remat, rngs=nnx.Rngs(0)
-      )
+    lambda: transformer.WanTransformer(
+      config, lora=LORA, dtype=jnp.float32, attention=attention, remat=remat, rngs=nnx.Rngs(0)
+    )
   )
   graphdef, lora, base = nnx.split(abstract, LoRAParam, ...)
   return graphdef, _random(lora), _random(base)

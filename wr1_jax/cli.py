@@ -13,7 +13,7 @@ from wr1_jax.errors import UserError
 
 
 def parse(
-    argv: Sequence[str], define_flags: Callable[[flags.FlagValues], None]
+  argv: Sequence[str], define_flags: Callable[[flags.FlagValues], None]
 ) -> tuple[config_lib.Config, flags.FlagValues]:
   """Parses `argv` (program name first); `define_flags` adds the program's own flags.
 
@@ -22,7 +22,7 @@ def parse(
   """
   values = flags.FlagValues()
   config_flag = config_flags.DEFINE_config_file(
-      "config", help_string="config file, a Python file", flag_values=values, sys_argv=list(argv)
+    "config", help_string="config file, a Python file", flag_values=values, sys_argv=list(argv)
   )
   define_flags(values)
   _check_config_arguments(argv)

@@ -51,8 +51,8 @@ def score_folder(config: Config, videos: Path, prompts: Path, out: Path):
   texts = prompt_files.read_lines(prompts)
   if len(texts) != len(files):
     raise UserError(
-        f"{prompts} holds {len(texts)} prompts, but {videos} holds {len(files)} clips ({files[0].name} to "
-        f"{files[-1].name}); there must be one prompt a line for each clip, in the order of the clips' names."
+      f"{prompts} holds {len(texts)} prompts, but {videos} holds {len(files)} clips ({files[0].name} to "
+      f"{files[-1].name}); there must be one prompt a line for each clip, in the order of the clips' names."
     )
   with RewardClient(config.rewards) as client, _opened(out) as file:
     lines = _Scorer(config, client).lines(files, texts)

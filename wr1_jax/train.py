@@ -40,8 +40,8 @@ def train(config: Config, workdir: Path) -> None:
   mesh = make_mesh(config.mesh)
   preflight.check(config, mesh)
   prompt_sets = {
-      phases.Phase.MAIN: prompts.load_static(config.data),
-      phases.Phase.DYNAMIC: prompts.load_dynamic(config.data),
+    phases.Phase.MAIN: prompts.load_static(config.data),
+    phases.Phase.DYNAMIC: prompts.load_dynamic(config.data),
   }
   prompt_key = randomness.stream(config.train.seed, Purpose.PROMPTS)
   groups, iterations = config.train.groups, config.train.iterations
@@ -72,7 +72,7 @@ def train(config: Config, workdir: Path) -> None:
         watch = Stopwatch()
         place = phases.place(iteration, config.train)
         drawn = prompt_sets[place.phase].draw(
-            randomness.at(prompt_key, list(phases.Phase).index(place.phase)), place.earlier * groups, groups
+          randomness.at(prompt_key, list(phases.Phase).index(place.phase)), place.earlier * groups, groups
         )
 
         # Rollouts. Each batch of videos is on its way to the sidecar while the next is made.
@@ -80,7 +80,8 @@ def train(config: Config, workdir: Path) -> None:
         for start in range(0, groups, config.train.groups_per_rollout):
           request.check()
           group = drawn[start : start + config.train.groups_per_rollout]
-          batches.append(worker.roll_out(train_state.lora, iteration, start, group, place.phase, watch))
+          batch = worker.roll_out(train_state.lora, iteration, start, group, place.phase, watch)
+          batches.append(batch.without_videos() if batches else batch)  # the log shows those of the first
 
         # Rewards, and how much better each video is than the others of its prompt.
         scored = worker.collect(batches, place.phase, watch, request)
@@ -95,7 +96,7 @@ def train(config: Config, workdir: Path) -> None:
         # Logs and checkpoint.
         log.scalars(iteration, place.phase, metrics)
         if iteration % config.train.video_every == 0 or done == iterations:
-          reports.show(log, iteration, batches[0], scored, config)
+          reports.show(log, iteration, batches, scored, config)
         reports.progress(bar, iteration, place.phase, metrics)
         if done % config.train.checkpoint_every == 0 or done == iterations:
           checkpoints.save(done, train_state)

@@ -73,7 +73,7 @@ def read_lines(path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8-sig").splitlines()
   except UnicodeDecodeError as error:
     raise UserError(
-        f"prompt file {path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); save it as UTF-8."
+      f"prompt file {path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); save it as UTF-8."
     ) from error
   lines = [line.strip() for line in lines if line.strip()]
   if not lines:

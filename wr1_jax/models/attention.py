@@ -53,9 +53,11 @@ class Attention:
     if self.implementation not in ("auto", *_PLATFORMS):
       raise UserError(f"config.model.attention is {self.implementation!r}; it can be auto, {', '.join(_PLATFORMS)}.")
     if self.implementation != "auto" and self.platform not in _PLATFORMS[self.implementation]:
-      raise UserError(f"config.model.attention is {self.implementation!r}, which runs on "
-                      f"{_PLATFORMS[self.implementation][0]} devices only, and these are {self.platform} devices; "
-                      "'auto' takes what suits them.")
+      raise UserError(
+        f"config.model.attention is {self.implementation!r}, which runs on "
+        f"{_PLATFORMS[self.implementation][0]} devices only, and these are {self.platform} devices; "
+        "'auto' takes what suits them."
+      )
 
   @property
   def platform(self) -> str:
@@ -101,9 +103,11 @@ class Attention:
     half = dtype in (jnp.bfloat16, jnp.float16)
     cudnn_can = half and head_dim % 8 == 0 and head_dim <= 128
     if self.implementation == "cudnn" and not cudnn_can:
-      raise UserError("config.model.attention is 'cudnn', which computes in bfloat16 or float16 with head sizes that "
-                      f"are multiples of 8 up to 128, and this model has {jnp.dtype(dtype).name} and {head_dim}; "
-                      "'auto' takes XLA for it.")
+      raise UserError(
+        "config.model.attention is 'cudnn', which computes in bfloat16 or float16 with head sizes that "
+        f"are multiples of 8 up to 128, and this model has {jnp.dtype(dtype).name} and {head_dim}; "
+        "'auto' takes XLA for it."
+      )
     if self.implementation == "cudnn" or (self.implementation == "auto" and self.platform == "gpu" and cudnn_can):
       return _cudnn
     if self.implementation == "splash" or (self.implementation == "auto" and self.platform == "tpu"):

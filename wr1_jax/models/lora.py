@@ -21,9 +21,7 @@ class LoRALinear(nnx.Linear):
   changes nothing. With `lora` None it is a plain linear layer with the same base weights under the same names.
   """
 
-  def __init__(
-    self, in_features: int, out_features: int, *, lora: LoRAConfig | None, dtype: DTypeLike, rngs: nnx.Rngs
-  ):
+  def __init__(self, in_features: int, out_features: int, *, lora: LoRAConfig | None, dtype: DTypeLike, rngs: nnx.Rngs):
     super().__init__(in_features, out_features, dtype=dtype, param_dtype=dtype, rngs=rngs)
     self.lora = lora
     if lora is not None:

@@ -36,7 +36,7 @@ class WanModel:
     return self.transformer.config.in_channels
 
   def decode(
-      self, vae_state: nnx.State, latents: Float[Array, "B T H W C"], *, frames_per_chunk: int
+    self, vae_state: nnx.State, latents: Float[Array, "B T H W C"], *, frames_per_chunk: int
   ) -> UInt8[Array, "B T2 H2 W2 3"]:
     """Videos from latents; a pure function of its arguments."""
     model = nnx.merge(self.vae_graphdef, vae_state)
@@ -51,12 +51,12 @@ def load(config: Config, mesh: Mesh, lora_key: Key[Array, ""]) -> WanModel:
   """
   folder = find_folder(config.model)
   network, lora, base = transformer.load(
-      folder / "transformer",
-      dtype=jnp.dtype(config.model.dtype),
-      lora=config.lora,
-      lora_key=lora_key,
-      attention=Attention(config.model.attention, mesh),
-      remat=config.model.remat,
+    folder / "transformer",
+    dtype=jnp.dtype(config.model.dtype),
+    lora=config.lora,
+    lora_key=lora_key,
+    attention=Attention(config.model.attention, mesh),
+    remat=config.model.remat,
   )
   autoencoder = vae.load(folder / "vae", dtype=jnp.dtype(config.model.vae_dtype), mesh=mesh)
   encoder = text.load(folder, length=config.sampling.text_length, dtype=jnp.dtype(config.model.dtype), mesh=mesh)
@@ -75,8 +75,8 @@ def find_folder(config: ModelConfig) -> Path:
   missing = [part for part in _PARTS if not (folder / part).is_dir()]
   if missing:
     raise UserError(
-        f"config.model.path = {config.path}: {folder} is not a Wan2.1 folder in diffusers layout; it lacks "
-        f"{', '.join(part + '/' for part in missing)}."
+      f"config.model.path = {config.path}: {folder} is not a Wan2.1 folder in diffusers layout; it lacks "
+      f"{', '.join(part + '/' for part in missing)}."
     )
   return folder
 
@@ -85,14 +85,14 @@ def _fetch(name: str) -> Path:
   if name.count("/") != 1 or name.startswith((".", "/", "~")):
     shipped = ", ".join(sorted(path.name for path in _SHIPPED.glob("*")))
     raise UserError(
-        f"config.model.path = {name}: there is no such folder. It can be a folder in diffusers layout, a name on the "
-        f"Hugging Face hub (owner/model), or one that is shipped with the package ({shipped})."
+      f"config.model.path = {name}: there is no such folder. It can be a folder in diffusers layout, a name on the "
+      f"Hugging Face hub (owner/model), or one that is shipped with the package ({shipped})."
     )
   try:
     return Path(snapshot_download(name, allow_patterns=[f"{part}/*" for part in _PARTS]))
   except Exception as error:  # the hub client raises errors of several libraries
     raise UserError(
-        f"config.model.path = {name}: there is no such folder here, and it could not be fetched from the Hugging Face "
-        f"hub ({type(error).__name__}). Fetch it where there is a network, `hf download {name} --local-dir DIR`, and "
-        "give --config.model.path=DIR."
+      f"config.model.path = {name}: there is no such folder here, and it could not be fetched from the Hugging Face "
+      f"hub ({type(error).__name__}). Fetch it where there is a network, `hf download {name} --local-dir DIR`, and "
+      "give --config.model.path=DIR."
     ) from error

@@ -9,9 +9,7 @@ from jaxtyping import Array, Float
 _THETA = 10_000.0
 
 
-def rotary_angles(
-  grid: tuple[int, int, int], head_dim: int
-) -> tuple[Float[Array, "N pairs"], Float[Array, "N pairs"]]:
+def rotary_angles(grid: tuple[int, int, int], head_dim: int) -> tuple[Float[Array, "N pairs"], Float[Array, "N pairs"]]:
   """Cosines and sines for the tokens of a (frames, rows, columns) grid in row-major order, one a channel pair; float32.
 
   A head of d channels gives 2 (d // 6) to rows, as many to columns, and the rest to frames; pair i of an axis with n

@@ -1,8 +1,8 @@
 """Prompts to text embeddings: the tokenizer and the UMT5 encoder of a diffusers folder.
 
-    encoder = text.load(folder, length=512, dtype=jnp.bfloat16, mesh=mesh)
-    embed = jax.jit(encoder.embed)
-    embeddings = embed(encoder.state, *encoder.tokenize(["Camera push in. A lighthouse."]))
+encoder = text.load(folder, length=512, dtype=jnp.bfloat16, mesh=mesh)
+embed = jax.jit(encoder.embed)
+embeddings = embed(encoder.state, *encoder.tokenize(["Camera push in. A lighthouse."]))
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ class TextEncoder:
     )
     return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(bool)
 
-  def embed(
-    self, state: nnx.State, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]
-  ) -> Float[Array, "B L D"]:
+  def embed(self, state: nnx.State, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
     """Embeddings in the encoder's dtype, zero after each prompt's end. A pure function of its arguments."""
     hidden = nnx.merge(self._graphdef, state)(tokens, mask)
     return jnp.where(mask[..., None], hidden, 0)
@@ -73,8 +71,10 @@ def load(folder: str | os.PathLike, *, length: int, dtype: DTypeLike, mesh: Mesh
   tokenizer = _load_tokenizer(Path(folder) / "tokenizer")
   encoder = umt5.load(Path(folder) / "text_encoder", dtype=dtype, mesh=mesh)
   if len(tokenizer) > encoder.config.vocab_size:
-    raise UserError(f"The tokenizer in {folder} has {len(tokenizer)} tokens, and the text encoder beside it knows only "
-                    f"{encoder.config.vocab_size}: they are not of the same model.")
+    raise UserError(
+      f"The tokenizer in {folder} has {len(tokenizer)} tokens, and the text encoder beside it knows only "
+      f"{encoder.config.vocab_size}: they are not of the same model."
+    )
   return TextEncoder(tokenizer, encoder, length=length)
 
 

@@ -33,8 +33,12 @@ Text = Float[Array, "B L dim"]
 Rotary = tuple[Float[Array, "N pairs"], Float[Array, "N pairs"]]
 Latents = Float[Array, "B T H W C"]
 
-_TEXT_TO_VIDEO = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "image_dim": None,
-                  "added_kv_proj_dim": None}
+_TEXT_TO_VIDEO = {
+  "cross_attn_norm": True,
+  "qk_norm": "rms_norm_across_heads",
+  "image_dim": None,
+  "added_kv_proj_dim": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +75,10 @@ class TransformerConfig:
     values = dataclasses.asdict(config)
     for name, value in _TEXT_TO_VIDEO.items():
       if values[name] != value:
-        raise UserError(f"the transformer in {folder} has {name} = {values[name]!r}; only Wan2.1 text-to-video "
-                        f"transformers can be loaded, which have {value!r}.")
+        raise UserError(
+          f"the transformer in {folder} has {name} = {values[name]!r}; only Wan2.1 text-to-video "
+          f"transformers can be loaded, which have {value!r}."
+        )
     return config
 
 
@@ -216,8 +222,9 @@ class WanTransformer(nnx.Module):
 
     shift, scale = jnp.split(self.scale_shift_table + time[:, None], 2, axis=1)
     patches = self.proj_out(_modulate(self.norm_out(x), shift, scale))[:, :tokens]
-    velocity = einops.rearrange(patches, "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c",
-                                t=grid[0], h=grid[1], w=grid[2], **axes)
+    velocity = einops.rearrange(
+      patches, "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c", t=grid[0], h=grid[1], w=grid[2], **axes
+    )
     return shard_batch(velocity, mesh)
 
   def _layers(
@@ -301,7 +308,11 @@ def load(
   lora_shardings = None if mesh is None else shard_params(mesh, jax.eval_shape(adapters, lora_key))
   base_shardings = None if mesh is None else shard_params(mesh, abstract_base)
   base = weights.load(folder, abstract_base, tensor_table(config), shardings=base_shardings)
-  return AdaptedTransformer(config, graphdef, base_graphdef), jax.jit(adapters, out_shardings=lora_shardings)(lora_key), base
+  return (
+    AdaptedTransformer(config, graphdef, base_graphdef),
+    jax.jit(adapters, out_shardings=lora_shardings)(lora_key),
+    base,
+  )
 
 
 def tensor_table(config: TransformerConfig) -> dict[str, weights.Tensor]:
@@ -334,8 +345,15 @@ def tensor_table(config: TransformerConfig) -> dict[str, weights.Tensor]:
 
 
 def _layer_norm(config: TransformerConfig, affine: bool, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  return nnx.LayerNorm(config.dim, epsilon=config.eps, use_bias=affine, use_scale=affine, dtype=jnp.float32,
-                       use_fast_variance=False, rngs=rngs)
+  return nnx.LayerNorm(
+    config.dim,
+    epsilon=config.eps,
+    use_bias=affine,
+    use_scale=affine,
+    dtype=jnp.float32,
+    use_fast_variance=False,
+    rngs=rngs,
+  )
 
 
 def _modulation_init(rngs: nnx.Rngs, rows: int, dim: int) -> Float[Array, "1 rows dim"]:

@@ -45,8 +45,10 @@ class UMT5Config:
     """Reads `folder`/config.json; a `UserError` where it is absent, or describes another kind of encoder."""
     config = weights.parse_config(cls, weights.read_config(folder), folder)
     if config.feed_forward_proj != cls.feed_forward_proj:
-      raise UserError(f"{Path(folder) / 'config.json'} has feed_forward_proj = {config.feed_forward_proj!r}; Wan's "
-                      f"text encoders have {cls.feed_forward_proj!r}, and no other is supported.")
+      raise UserError(
+        f"{Path(folder) / 'config.json'} has feed_forward_proj = {config.feed_forward_proj!r}; Wan's "
+        f"text encoders have {cls.feed_forward_proj!r}, and no other is supported."
+      )
     return config
 
 
@@ -182,8 +184,13 @@ def tensor_table() -> dict[str, Tensor]:
   return {
     "embed/embedding": Tensor("shared.weight", aliases=("encoder.embed_tokens.weight",)),
     "blocks/attention_norm/scale": Tensor(f"{layer}.0.layer_norm.weight"),
-    **{name: tensor for projection in "qkvo" for name, tensor in linear(
-      f"blocks/attention/{projection}", f"{layer}.0.SelfAttention.{projection}", bias=False).items()},
+    **{
+      name: tensor
+      for projection in "qkvo"
+      for name, tensor in linear(
+        f"blocks/attention/{projection}", f"{layer}.0.SelfAttention.{projection}", bias=False
+      ).items()
+    },
     "blocks/attention/distance_bias": Tensor(f"{layer}.0.SelfAttention.relative_attention_bias.weight"),
     "blocks/feed_forward_norm/scale": Tensor(f"{layer}.1.layer_norm.weight"),
     **linear("blocks/feed_forward/wi_0", f"{layer}.1.DenseReluDense.wi_0", bias=False),

@@ -82,8 +82,10 @@ class VAEConfig:
     }
     for name, (value, supported) in unused.items():
       if value != supported:
-        raise UserError(f"{place} has {name} = {value}; only {supported} is supported. Wan2.1's autoencoder is needed, "
-                        "and this may be Wan2.2's.")
+        raise UserError(
+          f"{place} has {name} = {value}; only {supported} is supported. Wan2.1's autoencoder is needed, "
+          "and this may be Wan2.2's."
+        )
     lengths = {
       "temperal_downsample": (len(config.temperal_downsample), len(config.dim_mult) - 1),
       "latents_mean": (len(config.latents_mean), config.z_dim),
@@ -108,11 +110,15 @@ class VAEConfig:
     """The latents' (T, H, W, C) for a video of these sizes; a `UserError` for one that does not fit."""
     if frames < 1 or (frames - 1) % self.time_factor:
       below = max(frames - 1, 0) // self.time_factor * self.time_factor + 1
-      raise UserError(f"a video of {frames} frames does not fit the autoencoder, which takes {self.time_factor} k + 1 "
-                      f"of them; the closest are {below} and {below + self.time_factor}.")
+      raise UserError(
+        f"a video of {frames} frames does not fit the autoencoder, which takes {self.time_factor} k + 1 "
+        f"of them; the closest are {below} and {below + self.time_factor}."
+      )
     if min(height, width) < 1 or height % self.space_factor or width % self.space_factor:
-      raise UserError(f"a video of {width}x{height} pixels does not fit the autoencoder: both sides must be multiples "
-                      f"of {self.space_factor}.")
+      raise UserError(
+        f"a video of {width}x{height} pixels does not fit the autoencoder: both sides must be multiples "
+        f"of {self.space_factor}."
+      )
     steps, rows, columns = (frames - 1) // self.time_factor, height // self.space_factor, width // self.space_factor
     return (1 + steps, rows, columns, self.z_dim)
 
@@ -188,8 +194,10 @@ class Decoder(nnx.Module):
     self.mid_block = MidBlock(widths[0], dtype=dtype, rngs=rngs)
     inputs = [widths[0], *(width // 2 for width in widths)]  # each stage's end halves the channels
     self.up_blocks = nnx.List(
-      [UpBlock(*sizes, config.num_res_blocks + 1, temporal=doubles, dtype=dtype, rngs=rngs)
-       for *sizes, doubles in zip(inputs, widths, temporal)]
+      [
+        UpBlock(*sizes, config.num_res_blocks + 1, temporal=doubles, dtype=dtype, rngs=rngs)
+        for *sizes, doubles in zip(inputs, widths, temporal)
+      ]
     )
     self.norm_out = ChannelNorm(widths[-1])
     self.conv_out = VideoConv(widths[-1], config.out_channels, dtype=dtype, rngs=rngs)

@@ -107,8 +107,9 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
   """The contents of `folder`/config.json; a `UserError` where there is no such folder, file or JSON object."""
   folder = Path(folder)
   if not folder.is_dir():
-    raise UserError(f"there is no folder {folder}: it should hold one model in diffusers layout (config.json and "
-                    "safetensors files).")
+    raise UserError(
+      f"there is no folder {folder}: it should hold one model in diffusers layout (config.json and safetensors files)."
+    )
   return _read_json(folder / "config.json")
 
 
@@ -128,8 +129,10 @@ def parse_config(schema: type[T], values: Mapping[str, Any], folder: str | os.Pa
       value = values[field.name]
       value = tuple(value) if isinstance(value, list) else value
       if not _fits(value, kinds[field.name]):
-        raise UserError(f"{Path(folder) / 'config.json'} has {field.name} = {values[field.name]!r}; it should be of "
-                        f"type {field.type}.")
+        raise UserError(
+          f"{Path(folder) / 'config.json'} has {field.name} = {values[field.name]!r}; it should be of "
+          f"type {field.type}."
+        )
       found[field.name] = value
     elif field.default is dataclasses.MISSING:
       raise UserError(f"{Path(folder) / 'config.json'} lacks {field.name}, of type {field.type}.")
@@ -209,8 +212,9 @@ def save(
   if len(shards) > 1:
     weight_map = {name: file for file, shard in zip(files, shards) for name, _, _ in shard}
     total_size = sum(leaf.nbytes for leaf in leaves.values())
-    _write_json(folder / f"{stem}.safetensors.index.json",
-                {"metadata": {"total_size": total_size}, "weight_map": weight_map})
+    _write_json(
+      folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    )
   _write_json(folder / "config.json", config)
 
 
@@ -231,8 +235,10 @@ class _Checkpoint:
         try:
           file = stack.enter_context(safe_open(path, framework="numpy"))
         except (SafetensorError, OSError) as error:
-          raise UserError(f"{path} cannot be read as a safetensors file ({error}): it is cut short, damaged or not "
-                          "fully downloaded. Fetch it again.") from None
+          raise UserError(
+            f"{path} cannot be read as a safetensors file ({error}): it is cut short, damaged or not "
+            "fully downloaded. Fetch it again."
+          ) from None
         files |= dict.fromkeys(file.keys(), file)
       yield cls(folder, files)
 
@@ -250,7 +256,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if index.is_file():
       weight_map = _read_json(index).get("weight_map")
       if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} has no \"weight_map\" from tensor names to files.")
+        raise UserError(f'{index} has no "weight_map" from tensor names to files.')
       files = [folder / name for name in sorted(set(weight_map.values()))]
       absent = [file.name for file in files if not file.is_file()]
       if absent:
@@ -260,15 +266,19 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.is_file():
       return [single]
   expected = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
-  raise UserError(f"there are no weights in {folder}: it should hold {expected}, or such a file's index "
-                  "(.safetensors.index.json) and its parts.")
+  raise UserError(
+    f"there are no weights in {folder}: it should hold {expected}, or such a file's index "
+    "(.safetensors.index.json) and its parts."
+  )
 
 
 def _check_table(leaves: Mapping[str, Any], table: Mapping[str, Tensor]) -> None:
   """A table that does not fit its model is our mistake, not the user's."""
   if leaves.keys() != table.keys():
-    raise ValueError(f"leaves without a tensor: {sorted(leaves.keys() - table.keys())}; "
-                     f"tensors without a leaf: {sorted(table.keys() - leaves.keys())}")
+    raise ValueError(
+      f"leaves without a tensor: {sorted(leaves.keys() - table.keys())}; "
+      f"tensors without a leaf: {sorted(table.keys() - leaves.keys())}"
+    )
 
 
 def _check_tensors(
@@ -284,21 +294,32 @@ def _check_tensors(
       expected.update(present)
       if not present:
         missing.append(name)
-      misshaped += [f"{alias} is {list(checkpoint.shapes[alias])} in the files and {list(shape)} in the model"
-                    for alias in present if checkpoint.shapes[alias] != shape]
+      misshaped += [
+        f"{alias} is {list(checkpoint.shapes[alias])} in the files and {list(shape)} in the model"
+        for alias in present
+        if checkpoint.shapes[alias] != shape
+      ]
   unexpected = sorted(checkpoint.shapes.keys() - expected)
   if missing or unexpected or misshaped:
-    differences = [f"{what} ({len(names)}): {_bounded(names)}." for what, names in (
-      ("In the model but not in the files", missing),
-      ("In the files but not in the model", unexpected),
-      ("Of another shape", misshaped),
-    ) if names]
-    raise UserError(f"the weights in {checkpoint.folder} are not those of the model that its config.json describes. "
-                    f"{' '.join(differences)} Weights and config.json must come from the same Wan2.1-shaped model.")
+    differences = [
+      f"{what} ({len(names)}): {_bounded(names)}."
+      for what, names in (
+        ("In the model but not in the files", missing),
+        ("In the files but not in the model", unexpected),
+        ("Of another shape", misshaped),
+      )
+      if names
+    ]
+    raise UserError(
+      f"the weights in {checkpoint.folder} are not those of the model that its config.json describes. "
+      f"{' '.join(differences)} Weights and config.json must come from the same Wan2.1-shaped model."
+    )
   odd = [f"{name} is {checkpoint.dtype(name)}" for name in sorted(expected) if checkpoint.dtype(name) not in _FLOATS]
   if odd:
-    raise UserError(f"the weights in {checkpoint.folder} are not all of a kind that can be read "
-                    f"({', '.join(_FLOATS)}): {_bounded(odd)}. Use an unquantised checkpoint.")
+    raise UserError(
+      f"the weights in {checkpoint.folder} are not all of a kind that can be read "
+      f"({', '.join(_FLOATS)}): {_bounded(odd)}. Use an unquantised checkpoint."
+    )
 
 
 def _read_leaf(checkpoint: _Checkpoint, tensor: Tensor, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -46,8 +46,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     sizes[free[0]] = len(devices) // fixed
   if math.prod(sizes.values()) != len(devices):
     need = f"a multiple of {fixed}" if free else str(fixed)
-    raise UserError(f"{asked}, which needs {need} devices, and there are {len(devices)} "
-                    f"({devices[0].platform}). The sizes must multiply to the number of devices.")
+    raise UserError(
+      f"{asked}, which needs {need} devices, and there are {len(devices)} "
+      f"({devices[0].platform}). The sizes must multiply to the number of devices."
+    )
   return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * len(AXES), devices=devices)
 
 
@@ -55,8 +57,10 @@ def check_heads(mesh: Mesh | None, heads: int) -> None:
   """A `UserError` where the sequence axis cannot share out the attention heads."""
   if mesh is not None and heads % mesh.shape["sequence"]:
     allowed = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
-    raise UserError(f"config.mesh.sequence is {mesh.shape['sequence']}, and the transformer has {heads} attention "
-                    f"heads, which it must divide: {allowed} would do.")
+    raise UserError(
+      f"config.mesh.sequence is {mesh.shape['sequence']}, and the transformer has {heads} attention "
+      f"heads, which it must divide: {allowed} would do."
+    )
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -68,8 +72,10 @@ def check_batch(mesh: Mesh, name: str, size: int) -> None:
   """A `UserError` where the batch that the option `name` sets to `size` cannot be dealt out over the mesh."""
   shards = batch_shards(mesh)
   if size % shards:
-    raise UserError(f"{name} is {size}, and cannot be dealt out evenly over the {shards} shards of the mesh "
-                    f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}): it must be a multiple of {shards}.")
+    raise UserError(
+      f"{name} is {size}, and cannot be dealt out evenly over the {shards} shards of the mesh "
+      f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}): it must be a multiple of {shards}."
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -45,7 +45,7 @@ class RewardClient:
     self._supervisor = Supervisor(config)
     # It spawns the sidecar and outlives it. A daemon, so that a trainer that fails does not wait for jobs.
     self._thread = threading.Thread(
-        target=self._supervisor.run, args=(self._started,), name="reward supervisor", daemon=True
+      target=self._supervisor.run, args=(self._started,), name="reward supervisor", daemon=True
     )
 
   def __enter__(self) -> RewardClient:

@@ -57,7 +57,7 @@ class Composer:
     self._lpips = LPIPS(config.lpips_network)
 
   def __call__(
-      self, results: Sequence[ClipResult], targets: Sequence[Target], static: Sequence[bool]
+    self, results: Sequence[ClipResult], targets: Sequence[Target], static: Sequence[bool]
   ) -> list[ClipReward]:
     """The reward of each clip.
 

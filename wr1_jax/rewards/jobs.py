@@ -41,11 +41,11 @@ class Job:
     """The message that goes with this job."""
     searched = batch.reconstructs(self.parts)
     return ScoreBatch(
-        job=job,
-        shape=batch_shape(self.videos.shape, config),
-        parts=tuple(sorted(self.parts)),
-        prompts=tuple(self.prompts),
-        with_path=tuple(searched and path is not None for path in self.paths),
+      job=job,
+      shape=batch_shape(self.videos.shape, config),
+      parts=tuple(sorted(self.parts)),
+      prompts=tuple(self.prompts),
+      with_path=tuple(searched and path is not None for path in self.paths),
     )
 
   def write(self, arrays: Mapping[str, np.ndarray]):
@@ -92,14 +92,14 @@ def read(job: Job, answer: Scored, arrays: Mapping[str, np.ndarray]) -> list[Cli
     _check_complete(job, scores)
     names = ("frames", "rendered", "offset_view", "poses") if scores.depth_unit is not None else ()
     results.append(
-        ClipResult(
-            **{name: arrays[name][i].copy() for name in names},
-            depth_unit=_or_nan(scores.depth_unit),
-            meta=_or_nan(scores.meta),
-            general=_or_nan(scores.general),
-            reasons=scores.reasons,
-            seconds=answer.seconds,
-        )
+      ClipResult(
+        **{name: arrays[name][i].copy() for name in names},
+        depth_unit=_or_nan(scores.depth_unit),
+        meta=_or_nan(scores.meta),
+        general=_or_nan(scores.general),
+        reasons=scores.reasons,
+        seconds=answer.seconds,
+      )
     )
   return results
 

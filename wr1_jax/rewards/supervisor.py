@@ -132,9 +132,9 @@ class Supervisor:
       return SidecarProcess(self._config)
     except SidecarError as error:
       raise UserError(
-          f"the reward sidecar did not start: {error}. Its interpreter "
-          f"({self._config.python or 'that of the trainer'}) needs what the chosen scorers import: for those of this "
-          f"package, torch, numpy, scipy, jaxtyping and ml-collections."
+        f"the reward sidecar did not start: {error}. Its interpreter "
+        f"({self._config.python or 'that of the trainer'}) needs what the chosen scorers import: for those of this "
+        f"package, torch, numpy, scipy, jaxtyping and ml-collections."
       ) from error
 
   def _step(self):

@@ -53,8 +53,9 @@ class Fragments:
   def blend(self, values: Float[Tensor, "g c"]) -> Float[Tensor, "h w c"]:
     """The image of any per-Gaussian values, over zero."""
     count = torch.bincount(self.pixel, minlength=self.size[0] * self.size[1])
-    image = F.embedding_bag(self.gaussian, values.contiguous(), count.cumsum(0) - count, mode="sum",
-                            per_sample_weights=self.weight)
+    image = F.embedding_bag(
+      self.gaussian, values.contiguous(), count.cumsum(0) - count, mode="sum", per_sample_weights=self.weight
+    )
     return image.unflatten(0, self.size)
 
   def alpha(self) -> Float[Tensor, "h w"]:
@@ -69,11 +70,20 @@ class Fragments:
 
 def rotation_matrices(quaternions: Float[Tensor, "g 4"]) -> Float[Tensor, "g 3 3"]:
   w, x, y, z = F.normalize(quaternions, dim=-1).unbind(-1)
-  return torch.stack([
-    1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-    2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-    2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-  ], -1).unflatten(-1, (3, 3))
+  return torch.stack(
+    [
+      1 - 2 * (y * y + z * z),
+      2 * (x * y - w * z),
+      2 * (x * z + w * y),
+      2 * (x * y + w * z),
+      1 - 2 * (x * x + z * z),
+      2 * (y * z - w * x),
+      2 * (x * z - w * y),
+      2 * (y * z + w * x),
+      1 - 2 * (x * x + y * y),
+    ],
+    -1,
+  ).unflatten(-1, (3, 3))
 
 
 def _project(scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor, "3 3"]):
@@ -94,8 +104,9 @@ def _project(scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor,
   return centre, covariance, z
 
 
-def splat(scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor, "3 3"],
-          size: tuple[int, int]) -> Fragments:
+def splat(
+  scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor, "3 3"], size: tuple[int, int]
+) -> Fragments:
   """Draws a scene from a camera-to-world pose with intrinsics in pixels of an image of `size` (h, w)."""
   h, w = size
   centre, covariance, depth = _project(scene, pose, camera)
@@ -148,8 +159,11 @@ def _box_fragments(side, width, rank, centre, ellipse, opacity, low, high):
   alpha = alpha * (column <= high[:, :1])[:, None, :] * (row <= high[:, 1:])[:, :, None]
   drawn = torch.nonzero(alpha.flatten() >= MIN_ALPHA)[:, 0]
   pixel = (row[:, :, None] * width + column[:, None, :]).long()
-  return (pixel.flatten().index_select(0, drawn), rank.index_select(0, drawn // side**2),
-          alpha.flatten().index_select(0, drawn))
+  return (
+    pixel.flatten().index_select(0, drawn),
+    rank.index_select(0, drawn // side**2),
+    alpha.flatten().index_select(0, drawn),
+  )
 
 
 def _blending_weights(pixel: Int[Tensor, "n"], alpha: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
@@ -163,8 +177,9 @@ def _blending_weights(pixel: Int[Tensor, "n"], alpha: Float[Tensor, "n"]) -> Flo
   return torch.where(transmittance * (1 - alpha) > MIN_TRANSMITTANCE, transmittance * alpha, 0)
 
 
-def render(scene: Gaussians, poses: Float[Tensor, "T 4 4"], cameras: Float[Tensor, "T 3 3"],
-           size: tuple[int, int]) -> tuple[Float[Tensor, "T h w 3"], Float[Tensor, "T h w"]]:
+def render(
+  scene: Gaussians, poses: Float[Tensor, "T 4 4"], cameras: Float[Tensor, "T 3 3"], size: tuple[int, int]
+) -> tuple[Float[Tensor, "T h w 3"], Float[Tensor, "T h w"]]:
   """Images in [0, 1] over black, and their alpha, from camera-to-world poses and intrinsics in pixels of `size`."""
   images, alphas = [], []
   for pose, camera in zip(poses, cameras):

@@ -42,8 +42,9 @@ def keep_frames(frames: int, most: int) -> Int[np.ndarray, "n"]:
   return np.unique(np.round(np.linspace(0, frames - 1, min(frames, most))).astype(int))
 
 
-def interpolate_poses(poses: Float[np.ndarray, "n 4 4"], at: Int[np.ndarray, "n"],
-                      frames: int) -> Float[np.ndarray, "T 4 4"]:
+def interpolate_poses(
+  poses: Float[np.ndarray, "n 4 4"], at: Int[np.ndarray, "n"], frames: int
+) -> Float[np.ndarray, "T 4 4"]:
   """A pose for every frame from poses at the frames `at`: slerp for rotations, straight lines for positions."""
   if len(at) == frames:
     return np.asarray(poses, np.float64)

@@ -15,8 +15,9 @@ from wr1_jax.sidecar import gaussians
 from wr1_jax.sidecar.reconstruct import Reconstruction
 
 
-def offset_pose(poses: Float[np.ndarray, "T 4 4"], depth_unit: float,
-                config: ReconstructionConfig) -> Float[np.ndarray, "4 4"]:
+def offset_pose(
+  poses: Float[np.ndarray, "T 4 4"], depth_unit: float, config: ReconstructionConfig
+) -> Float[np.ndarray, "4 4"]:
   """The middle camera moved back, and to the side of the path that is further from all of its cameras."""
   middle = poses[len(poses) // 2]
   candidates = []
@@ -28,8 +29,9 @@ def offset_pose(poses: Float[np.ndarray, "T 4 4"], depth_unit: float,
   return candidates[int(distance[1] > distance[0])]
 
 
-def offset_view(reconstruction: Reconstruction,
-                config: ReconstructionConfig) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
+def offset_view(
+  reconstruction: Reconstruction, config: ReconstructionConfig
+) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
   """RGB over black and alpha, both in [0, 1], at the size and intrinsics of the clip's frames."""
   device = reconstruction.scene.means.device
   pose = torch.from_numpy(offset_pose(reconstruction.poses, reconstruction.depth_unit, config)).to(device)

@@ -77,8 +77,7 @@ def wall_coverage(config: ReconstructionConfig) -> float:
   return max(across, 0.05) * shrunk
 
 
-def _wall(view: View,
-          config: ReconstructionConfig) -> tuple[Float[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+def _wall(view: View, config: ReconstructionConfig) -> tuple[Float[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
   """The offset view's brightness if the scene were a wall at the median depth that shows the middle frame.
 
   Returns:

@@ -51,8 +51,9 @@ class PhotometricReconstructor:
     self._config = config
     self._device = torch.device(device)
 
-  def __call__(self, videos: UInt8[np.ndarray, "N T H W 3"],
-               paths: Sequence[Float[np.ndarray, "T 4 4"] | None]) -> list[Reconstruction | Unreconstructed]:
+  def __call__(
+    self, videos: UInt8[np.ndarray, "N T H W 3"], paths: Sequence[Float[np.ndarray, "T 4 4"] | None]
+  ) -> list[Reconstruction | Unreconstructed]:
     """Reconstructs every clip.
 
     Args:
@@ -89,10 +90,16 @@ class PhotometricReconstructor:
         continue
       gaussian_scene = scene.build(images[i], poses.float(), k, len(keep) // 2, log_inverse)
       all_poses = geometry.interpolate_poses(poses.cpu().numpy(), keep, frames)
-      results.append(Reconstruction(
-        frames=small[i].cpu().numpy(), poses=all_poses.astype(np.float32),
-        intrinsics=np.tile(camera, (frames, 1, 1)), depth_unit=1.0, scene=gaussian_scene,
-        residual=float(found.cost[i])))
+      results.append(
+        Reconstruction(
+          frames=small[i].cpu().numpy(),
+          poses=all_poses.astype(np.float32),
+          intrinsics=np.tile(camera, (frames, 1, 1)),
+          depth_unit=1.0,
+          scene=gaussian_scene,
+          residual=float(found.cost[i]),
+        )
+      )
     return results
 
 
@@ -122,7 +129,7 @@ def _asked(paths: Sequence[np.ndarray | None], keep: np.ndarray) -> Float[Tensor
 
 def _hopeless(images: Float[Tensor, "T 3 h w"]) -> str | None:
   """Why no camera path can be found, whatever the search says."""
-  textured = ((images.diff(dim=-1).abs().amax(1)[..., :-1, :] > 0) | (images.diff(dim=-2).abs().amax(1)[..., :-1] > 0))
+  textured = (images.diff(dim=-1).abs().amax(1)[..., :-1, :] > 0) | (images.diff(dim=-2).abs().amax(1)[..., :-1] > 0)
   share = float(textured.float().mean())
   if share < MIN_TEXTURE:
     return f"the frames have no texture to follow: only {share:.2%} of their pixels differ from their neighbours"

@@ -18,9 +18,9 @@ from wr1_jax.errors import UserError
 Kind = Literal["reconstructor", "meta", "general"]
 
 SCORERS: dict[Kind, dict[str, str]] = {
-    "reconstructor": {"photometric": "wr1_jax.sidecar.photometric.scorer:make"},
-    "meta": {"offset_view_proxy": "wr1_jax.sidecar.proxies:OffsetViewProxy"},
-    "general": {"frame_quality_proxy": "wr1_jax.sidecar.proxies:FrameQualityProxy"},
+  "reconstructor": {"photometric": "wr1_jax.sidecar.photometric.scorer:make"},
+  "meta": {"offset_view_proxy": "wr1_jax.sidecar.proxies:OffsetViewProxy"},
+  "general": {"frame_quality_proxy": "wr1_jax.sidecar.proxies:FrameQualityProxy"},
 }
 
 
@@ -41,8 +41,8 @@ def location(kind: Kind, name: str) -> tuple[str, str]:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     raise UserError(
-        f"config.rewards.{kind} is '{name}', which is no known scorer{hint}; it can be {', '.join(sorted(known))}, or "
-        f"package.module:factory for one of your own."
+      f"config.rewards.{kind} is '{name}', which is no known scorer{hint}; it can be {', '.join(sorted(known))}, or "
+      f"package.module:factory for one of your own."
     )
   return module, attribute
 

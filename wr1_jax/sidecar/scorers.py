@@ -48,7 +48,7 @@ class Reconstructor(Protocol):
   """`paths[i]`: the camera path asked for, in scene depths, or None. It may guide the search, never decide it."""
 
   def __call__(
-      self, videos: UInt8[np.ndarray, "N T H W 3"], paths: Sequence[Float[np.ndarray, "T 4 4"] | None]
+    self, videos: UInt8[np.ndarray, "N T H W 3"], paths: Sequence[Float[np.ndarray, "T 4 4"] | None]
   ) -> Sequence[View | Unscored]: ...
 
 
@@ -61,9 +61,7 @@ class Meta(Protocol):
 class General(Protocol):
   """Judges the first frames of the clips, at their own size."""
 
-  def __call__(
-      self, frames: UInt8[np.ndarray, "N K H W 3"], prompts: Sequence[str]
-  ) -> Sequence[float | Unscored]: ...
+  def __call__(self, frames: UInt8[np.ndarray, "N K H W 3"], prompts: Sequence[str]) -> Sequence[float | Unscored]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,12 +98,12 @@ class Scorers:
     return cls(**scorers, general_frames=config.general_frames)
 
   def __call__(
-      self,
-      videos: UInt8[np.ndarray, "N T H W 3"],
-      paths: Sequence[Float[np.ndarray, "T 4 4"] | None],
-      prompts: Sequence[str],
-      parts: Collection[Part],
-      size: tuple[int, int],
+    self,
+    videos: UInt8[np.ndarray, "N T H W 3"],
+    paths: Sequence[Float[np.ndarray, "T 4 4"] | None],
+    prompts: Sequence[str],
+    parts: Collection[Part],
+    size: tuple[int, int],
   ) -> tuple[list[Outcome], dict[Part, float]]:
     """Scores a batch.
 
@@ -169,11 +167,11 @@ def _checked_view(view: View | Unscored, size: tuple[int, int, int]) -> View | U
     return Unscored(f"the reconstructor gave a {type(view).__name__}, not a View")
   t, h, w = size
   expected = {
-      "frames": (np.uint8, (t, h, w, 3)),
-      "rendered": (np.uint8, (t, h, w, 3)),
-      "offset_view": (np.uint8, (h, w, 3)),
-      "offset_alpha": (np.floating, (h, w)),
-      "poses": (np.floating, (t, 4, 4)),
+    "frames": (np.uint8, (t, h, w, 3)),
+    "rendered": (np.uint8, (t, h, w, 3)),
+    "offset_view": (np.uint8, (h, w, 3)),
+    "offset_alpha": (np.floating, (h, w)),
+    "poses": (np.floating, (t, 4, 4)),
   }
   for name, (dtype, shape) in expected.items():
     array = getattr(view, name)
@@ -188,7 +186,7 @@ def _checked_view(view: View | Unscored, size: tuple[int, int, int]) -> View | U
 
 
 def _checked_score(
-    name: str, score: float | Unscored, low: float = -math.inf, high: float = math.inf
+  name: str, score: float | Unscored, low: float = -math.inf, high: float = math.inf
 ) -> float | Unscored:
   if isinstance(score, Unscored):
     return Unscored(score.reason[:_MAX_REASON])

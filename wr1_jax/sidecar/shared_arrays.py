@@ -113,9 +113,9 @@ def _no_room(size: int) -> UserError:
   stat = os.statvfs(SHM_FOLDER)
   free, total = (blocks * stat.f_frsize / 2**20 for blocks in (stat.f_bavail, stat.f_blocks))
   return UserError(
-      f"the reward sidecar needs {size / 2**20:.0f} MiB of shared memory for a batch of clips, but {SHM_FOLDER} has "
-      f"{free:.0f} MiB free of {total:.0f}; enlarge it (docker run --shm-size=..., or mount -o remount,size=...), or "
-      f"score fewer clips at once."
+    f"the reward sidecar needs {size / 2**20:.0f} MiB of shared memory for a batch of clips, but {SHM_FOLDER} has "
+    f"{free:.0f} MiB free of {total:.0f}; enlarge it (docker run --shm-size=..., or mount -o remount,size=...), or "
+    f"score fewer clips at once."
   )
 
 

@@ -66,9 +66,7 @@ def _answer(scorers: Scorers, request: ScoreBatch, arrays: dict[str, np.ndarray]
   """Scores a batch; leaves its pictures and poses in `arrays`."""
   shape = request.shape
   paths = [arrays["paths"][i] if given else None for i, given in enumerate(request.with_path)]
-  outcomes, seconds = scorers(
-      arrays["videos"], paths, request.prompts, request.parts, size=(shape.rows, shape.columns)
-  )
+  outcomes, seconds = scorers(arrays["videos"], paths, request.prompts, request.parts, size=(shape.rows, shape.columns))
   for i, outcome in enumerate(outcomes):
     if isinstance(outcome.view, View):
       for name in ("frames", "rendered", "offset_view", "poses"):

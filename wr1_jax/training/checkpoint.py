@@ -27,17 +27,17 @@ class Checkpoints:
     directory.mkdir(parents=True, exist_ok=True)
     self._directory = directory
     self._manager = ocp.CheckpointManager(
-        directory.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
-        ),
+      directory.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+      ),
     )
 
   def __enter__(self) -> Checkpoints:
     return self
 
   def __exit__(
-      self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
   ) -> None:
     self._manager.close()
 
@@ -55,11 +55,11 @@ class Checkpoints:
     self.check_room(state)
     try:
       self._manager.save(
-          iterations,
-          args=ocp.args.Composite(
-              policy=ocp.args.StandardSave({"lora": state.lora, "ema": state.ema}),
-              optimizer=ocp.args.StandardSave({"moments": state.optimizer, "updates": state.updates}),
-          ),
+        iterations,
+        args=ocp.args.Composite(
+          policy=ocp.args.StandardSave({"lora": state.lora, "ema": state.ema}),
+          optimizer=ocp.args.StandardSave({"moments": state.optimizer, "updates": state.updates}),
+        ),
       )
     except (OSError, ValueError) as error:
       raise self._failed(error) from error
@@ -85,15 +85,15 @@ class Checkpoints:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     try:
       items = self._manager.restore(
-          iterations,
-          args=ocp.args.Composite(
-              policy=ocp.args.StandardRestore({"lora": abstract.lora, "ema": abstract.ema}),
-              optimizer=ocp.args.StandardRestore({"moments": abstract.optimizer, "updates": abstract.updates}),
-          ),
+        iterations,
+        args=ocp.args.Composite(
+          policy=ocp.args.StandardRestore({"lora": abstract.lora, "ema": abstract.ema}),
+          optimizer=ocp.args.StandardRestore({"moments": abstract.optimizer, "updates": abstract.updates}),
+        ),
       )
     except (OSError, ValueError, KeyError) as error:
       raise UserError(
-          f"checkpoint {self._directory / str(iterations)} could not be read into this run's model: {error}"
+        f"checkpoint {self._directory / str(iterations)} could not be read into this run's model: {error}"
       ) from error
     policy, optimizer = items["policy"], items["optimizer"]
     return TrainState(policy["lora"], optimizer["moments"], policy["ema"], optimizer["updates"])
@@ -109,6 +109,6 @@ class Checkpoints:
     newest = self.latest()
     kept = "There is no earlier checkpoint" if newest is None else f"The checkpoint of iteration {newest} is intact"
     return UserError(
-        f"a checkpoint could not be written to {self._directory}: {str(error)[-200:]}. {kept}; make room and start the same "
-        "command again to go on from there."
+      f"a checkpoint could not be written to {self._directory}: {str(error)[-200:]}. {kept}; make room and start the same "
+      "command again to go on from there."
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+_TITLE_LENGTH = 180  # characters
+
 
 def camera_paths(
-    frames: np.ndarray, rendered: np.ndarray, target: np.ndarray | None, recovered: np.ndarray, title: str
+  frames: np.ndarray, rendered: np.ndarray, target: np.ndarray | None, recovered: np.ndarray, title: str
 ) -> np.ndarray:
   """Draws one clip for a person to judge.
 
@@ -17,15 +21,15 @@ def camera_paths(
     rendered: uint8 `[T, h, w, 3]`, the recovered scene seen from the recovered cameras.
     target: `[T, 4, 4]` camera-to-world path asked for, translations in scene depths; None: none was asked for.
     recovered: `[T, 4, 4]` camera-to-world path found, translations in median depths.
-    title: one line over the picture.
+    title: lines over the picture; long ones are cut.
 
   Returns:
     uint8 `[H, W, 3]`.
   """
-  figure = Figure(figsize=(12, 5), layout="constrained")
+  figure = Figure(figsize=(14, 3.8), layout="constrained")
   canvas = FigureCanvasAgg(figure)
-  figure.suptitle(title, fontsize=9)
-  grid = figure.add_gridspec(2, 6, width_ratios=(2, 2, 2, 2, 3, 3))
+  figure.suptitle("\n".join(textwrap.shorten(line, _TITLE_LENGTH) for line in title.splitlines()), fontsize=9)
+  grid = figure.add_gridspec(2, 6, width_ratios=(2, 2, 2, 2, 2.6, 2.6))
   for column, index in enumerate(np.linspace(0, len(frames) - 1, 4).astype(int)):
     for row, clip in enumerate((frames, rendered)):
       axes = figure.add_subplot(grid[row, column])

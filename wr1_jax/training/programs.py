@@ -100,39 +100,41 @@ class Builder:
 
   # --- the functions -------------------------------------------------------------------------------------------------
 
-  def embed(self, text_state: nnx.State, tokens: Int32[Array, "P L"], mask: Bool[Array, "P L"]) -> Float[Array, "P L D"]:
+  def embed(
+    self, text_state: nnx.State, tokens: Int32[Array, "P L"], mask: Bool[Array, "P L"]
+  ) -> Float[Array, "P L D"]:
     return self.model.text.embed(text_state, tokens, mask)
 
   def start(
-      self,
-      iteration: Int32[Array, ""],
-      slots: Int32[Array, "P"],
-      poses: Float[Array, "P T 4 4"],
-      has_path: Bool[Array, "P"],
+    self,
+    iteration: Int32[Array, ""],
+    slots: Int32[Array, "P"],
+    poses: Float[Array, "P T 4 4"],
+    has_path: Bool[Array, "P"],
   ) -> start_noise.StartNoise:
     """One start a prompt, or with `shared_start_noise` off one a video."""
     each_sample = not self.config.sampling.shared_start_noise
     if each_sample:
       poses, has_path = (jnp.repeat(x, self.config.train.group_size, axis=0) for x in (poses, has_path))
     return start_noise.start_noise(
-        self._keys(Purpose.START_NOISE, iteration, slots, each_sample=each_sample),
-        self._keys(Purpose.CAMERA_NOISE, iteration, slots, each_sample=each_sample),
-        poses,
-        has_path,
-        latent_shape=self.latent_shape,
-        camera=self.config.camera,
-        warp=self.config.noise_warp,
+      self._keys(Purpose.START_NOISE, iteration, slots, each_sample=each_sample),
+      self._keys(Purpose.CAMERA_NOISE, iteration, slots, each_sample=each_sample),
+      poses,
+      has_path,
+      latent_shape=self.latent_shape,
+      camera=self.config.camera,
+      warp=self.config.noise_warp,
     )
 
   def rollout(
-      self,
-      lora: nnx.State,
-      base: nnx.State,
-      text: Float[Array, "P L D"],
-      negative: Float[Array, "1 L D"],
-      start: start_noise.StartNoise,
-      iteration: Int32[Array, ""],
-      slots: Int32[Array, "P"],
+    self,
+    lora: nnx.State,
+    base: nnx.State,
+    text: Float[Array, "P L D"],
+    negative: Float[Array, "1 L D"],
+    start: start_noise.StartNoise,
+    iteration: Int32[Array, ""],
+    slots: Int32[Array, "P"],
   ) -> Rollout:
     sampling = self.config.sampling
     window_key = randomness.at(randomness.stream(self.config.train.seed, Purpose.WINDOW), iteration, slots[0])
@@ -140,59 +142,57 @@ class Builder:
     if start.delta is not None:
       injection = Injection(start.delta, injection_weights(sampling.steps, self.config.noise_warp))
     return rollout(
-        guided(self.model.transformer.velocity(lora, base), sampling.guidance),
-        self.policy,
-        start.latents,
-        text,
-        negative,
-        self._keys(Purpose.TRANSITION, iteration, slots, each_sample=True),
-        window.draw_start(window_key, sampling),
-        window=sampling.window,
-        injection=injection,
-        shard=self._shard,
+      guided(self.model.transformer.velocity(lora, base), sampling.guidance),
+      self.policy,
+      start.latents,
+      text,
+      negative,
+      self._keys(Purpose.TRANSITION, iteration, slots, each_sample=True),
+      window.draw_start(window_key, sampling),
+      window=sampling.window,
+      injection=injection,
+      shard=self._shard,
     )
 
   def decode(self, vae_state: nnx.State, latents: Float[Array, "B T H W C"]) -> UInt8[Array, "B T2 H2 W2 3"]:
     """A few videos at a time; each time every device decodes some of its own."""
-    decode = functools.partial(
-        self.model.decode, vae_state, frames_per_chunk=self.config.model.vae_frames_per_chunk
-    )
+    decode = functools.partial(self.model.decode, vae_state, frames_per_chunk=self.config.model.vae_frames_per_chunk)
     batches = rearrange(latents, "(n m) ... -> m n ...", n=self._at_once(self.config.train.decode_batch))
     videos = jax.lax.map(lambda batch: decode(self._shard(batch)), batches)
     return rearrange(videos, "m n ... -> (n m) ...")
 
   def update(
-      self,
-      train_state: TrainState,
-      base: nnx.State,
-      rollouts: Sequence[Rollout],
-      texts: Sequence[Float[Array, "P L D"]],
-      negative: Float[Array, "1 L D"],
-      advantage: Float[Array, "R B"],
-      weight: Float[Array, "R B"],
+    self,
+    train_state: TrainState,
+    base: nnx.State,
+    rollouts: Sequence[Rollout],
+    texts: Sequence[Float[Array, "P L D"]],
+    negative: Float[Array, "1 L D"],
+    advantage: Float[Array, "R B"],
+    weight: Float[Array, "R B"],
   ) -> tuple[TrainState, UpdateTerms]:
     config = self.config
     steps = microbatches(
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *rollouts),
-        advantage,
-        weight,
-        prompts_per_rollout=config.train.groups_per_rollout,
-        size=self._at_once(config.train.update_batch),
+      jax.tree.map(lambda *leaves: jnp.stack(leaves), *rollouts),
+      advantage,
+      weight,
+      prompts_per_rollout=config.train.groups_per_rollout,
+      size=self._at_once(config.train.update_batch),
     )
     reference = None
     if config.objective.kl_weight:
       reference = guided(self.model.transformer.reference(base), config.sampling.guidance)
     gradients, terms = policy_gradient(
-        lambda lora: guided(self.model.transformer.velocity(lora, base), config.sampling.guidance),
-        reference,
-        train_state.lora,
-        steps,
-        jnp.concatenate(texts),
-        negative,
-        policy=self.policy,
-        step_weights=jnp.asarray(self.step_weights),
-        config=config.objective,
-        shard=self._shard,
+      lambda lora: guided(self.model.transformer.velocity(lora, base), config.sampling.guidance),
+      reference,
+      train_state.lora,
+      steps,
+      jnp.concatenate(texts),
+      negative,
+      policy=self.policy,
+      step_weights=jnp.asarray(self.step_weights),
+      config=config.objective,
+      shard=self._shard,
     )
     optimizer = state.make_optimizer(config.optimizer)
     changed = state.apply_gradients(train_state, gradients, weight.sum() > 0, optimizer, config.optimizer)
@@ -226,9 +226,7 @@ class Builder:
 
   def _keys(self, purpose: Purpose, iteration: Array, slots: Int32[Array, "P"], *, each_sample: bool) -> Array:
     """Keys [P] of the prompts, or [B] of their samples."""
-    of_prompts = randomness.at_each(
-        randomness.at(randomness.stream(self.config.train.seed, purpose), iteration), slots
-    )
+    of_prompts = randomness.at_each(randomness.at(randomness.stream(self.config.train.seed, purpose), iteration), slots)
     if not each_sample:
       return of_prompts
     samples = jnp.arange(self.config.train.group_size)
@@ -248,7 +246,7 @@ def compile_all(config: Config, model: WanModel, mesh: Mesh, train_state: TrainS
   poses = _abstract((prompts, config.video.frames, 4, 4), jnp.float32, whole)
   has_path = _abstract((prompts,), jnp.bool_, whole)
   base, vae_state, text_state, trained = map(
-      _abstract_like, (model.base, model.vae_state, model.text.state, train_state)
+    _abstract_like, (model.base, model.vae_state, model.text.state, train_state)
   )
 
   bar = tqdm(total=len(dataclasses.fields(Programs)), desc="compiling", unit="program", disable=None)
@@ -269,23 +267,21 @@ def compile_all(config: Config, model: WanModel, mesh: Mesh, train_state: TrainS
     start, noise = program(build.start, scalar, slots, poses, has_path, out=whole)
     window_batch = NamedSharding(mesh, P(None, BATCH_AXES))
     rolled_out = Rollout(window_batch, window_batch, whole, window_batch, batch)
-    roll, rollouts = program(
-        build.rollout, trained.lora, base, text, negative, noise, scalar, slots, out=rolled_out
-    )
+    roll, rollouts = program(build.rollout, trained.lora, base, text, negative, noise, scalar, slots, out=rolled_out)
     decode, _ = program(build.decode, vae_state, rollouts.latents, out=batch)
     count = config.train.groups // prompts
     samples = _abstract((count, prompts * config.train.group_size), jnp.float32, whole)
     update, _ = program(
-        build.update,
-        trained,
-        base,
-        (rollouts,) * count,
-        (text,) * count,
-        negative,
-        samples,
-        samples,
-        out=(jax.tree.map(lambda x: x.sharding, trained), whole),
-        donate=(0,),
+      build.update,
+      trained,
+      base,
+      (rollouts,) * count,
+      (text,) * count,
+      negative,
+      samples,
+      samples,
+      out=(jax.tree.map(lambda x: x.sharding, trained), whole),
+      donate=(0,),
     )
   return Programs(embed, start, roll, decode, update)
 

@@ -36,18 +36,18 @@ def metrics(scored: Scored, advantage: Advantages, terms: UpdateTerms, watch: St
   took_part = advantage.weights.sum() > 0
   policy = {**terms.loss._asdict(), "grad_norm": terms.grad_norm}
   return {
-      **{f"reward/{name}": _mean(scored.part(name)) for name in _PARTS},
-      "reward/std": _mean(_group_std(scored.total)),
-      "reward/valid_fraction": float(scored.valid.mean()),
-      **{f"policy/{name}": float(value) if took_part else math.nan for name, value in policy.items()},
-      "policy/samples": float(advantage.weights.sum()),
-      "policy/lora_norm": float(terms.lora_norm),
-      **watch.seconds(),
+    **{f"reward/{name}": _mean(scored.part(name)) for name in _PARTS},
+    "reward/std": _mean(_group_std(scored.total)),
+    "reward/valid_fraction": float(scored.valid.mean()),
+    **{f"policy/{name}": float(value) if took_part else math.nan for name, value in policy.items()},
+    "policy/samples": float(advantage.weights.sum()),
+    "policy/lora_norm": float(terms.lora_norm),
+    **watch.seconds(),
   }
 
 
 def check_finite(
-    values: dict[str, float], iteration: int, batches: Sequence[Batch], scored: Scored, workdir: Path
+  values: dict[str, float], iteration: int, batches: Sequence[Batch], scored: Scored, workdir: Path
 ) -> None:
   """Stops a run whose numbers are not finite any more, and describes the iteration.
 
@@ -63,35 +63,43 @@ def check_finite(
   prompts = [prompt.text for batch in batches for prompt in batch.prompts]
   steps = sorted({int(step) for batch in batches for step in np.asarray(batch.rollout.steps)})
   raise UserError(
-      f"iteration {iteration} is not finite: loss {values['policy/loss']}, gradient norm {values['policy/grad_norm']}, "
-      f"norm of the adapters {values['policy/lora_norm']}, {np.isnan(log_prob).sum()} of {log_prob.size} log-probabilities "
-      f"NaN. It was trained on sampling steps {steps}, on {scored.valid.sum()} of {scored.total.size} videos with rewards "
-      f"{np.round(scored.total[scored.valid], 3).tolist()[:16]}, and on the prompts {prompts[:4]}"
-      f"{' and others' if len(prompts) > 4 else ''}. Nothing of it was saved: {workdir / 'checkpoints'} has the last good "
-      "state. A lower optimizer.learning_rate, or model.dtype=float32, may help."
+    f"iteration {iteration} is not finite: loss {values['policy/loss']}, gradient norm {values['policy/grad_norm']}, "
+    f"norm of the adapters {values['policy/lora_norm']}, {np.isnan(log_prob).sum()} of {log_prob.size} log-probabilities "
+    f"NaN. It was trained on sampling steps {steps}, on {scored.valid.sum()} of {scored.total.size} videos with rewards "
+    f"{np.round(scored.total[scored.valid], 3).tolist()[:16]}, and on the prompts {prompts[:4]}"
+    f"{' and others' if len(prompts) > 4 else ''}. Nothing of it was saved: {workdir / 'checkpoints'} has the last good "
+    "state. A lower optimizer.learning_rate, or model.dtype=float32, may help."
   )
 
 
-def show(log: RunLog, iteration: int, batch: Batch, scored: Scored, config: Config) -> None:
-  """Writes the videos of the iteration's first group, and a picture of the paths of its first video."""
+def show(log: RunLog, iteration: int, batches: Sequence[Batch], scored: Scored, config: Config) -> None:
+  """Writes the videos of the iteration's first group, their reconstructions, and a picture of one video's paths."""
   size = config.train.group_size
-  log.video(iteration, "rollouts", batch.videos[np.newaxis, :size], config.video.fps)
-  results = scored.results[:size]
-  rebuilt = [result for result in results if result.rendered is not None]
+  log.video(iteration, "rollouts", batches[0].videos[np.newaxis, :size], config.video.fps)
+  rebuilt = [result for result in scored.results[:size] if result.rendered is not None]
+  if rebuilt:
+    rows = np.stack([[result.frames for result in rebuilt], [result.rendered for result in rebuilt]])
+    log.video(iteration, "reconstructions", rows, config.video.fps)
+  picture = _camera_picture(batches, scored, config)
+  if picture is not None:
+    log.picture(iteration, "camera_path", picture)
+
+
+def _camera_picture(batches: Sequence[Batch], scored: Scored, config: Config) -> np.ndarray | None:
+  """The paths of the first reconstructed video that was asked for one, or else of the first; None: there is none."""
+  rebuilt = [index for index, result in enumerate(scored.results) if result.rendered is not None]
   if not rebuilt:
-    return
-  rows = np.stack([[result.frames for result in rebuilt], [result.rendered for result in rebuilt]])
-  log.video(iteration, "reconstructions", rows, config.video.fps)
-  first = results.index(rebuilt[0])
-  parts = ", ".join(f"{name} {scored.part(name).flat[first]:.2f}" for name in _PARTS)
-  title = f"{batch.prompts[0].text}\n{parts}"
-  target = batch.targets[first]
+    return None
+  targets = [target for batch in batches for target in batch.targets]
+  prompts = [prompt for batch in batches for prompt in batch.prompts]
+  index = next((index for index in rebuilt if targets[index] is not None), rebuilt[0])
+  result, target = scored.results[index], targets[index]
   if target is not None:
     target = in_scene_depths(target, config.camera.scene_depth)
-  recovered = in_scene_depths(rebuilt[0].poses, rebuilt[0].depth_unit)
-  log.picture(iteration, "camera_path", pictures.camera_paths(
-      rebuilt[0].frames, rebuilt[0].rendered, target, recovered, title
-  ))
+  parts = ", ".join(f"{name} {scored.part(name).flat[index]:.2f}" for name in _PARTS)
+  title = f"{prompts[index // config.train.group_size].text}\n{parts}"
+  recovered = in_scene_depths(result.poses, result.depth_unit)
+  return pictures.camera_paths(result.frames, result.rendered, target, recovered, title)
 
 
 def startup(config: Config, model: WanModel, programs: Programs, done: int) -> None:
@@ -107,9 +115,9 @@ def startup(config: Config, model: WanModel, programs: Programs, done: int) -> N
 def progress(bar: tqdm, iteration: int, phase: Phase, values: dict[str, float]) -> None:
   """Advances the bar; where there is none (no terminal), prints a line."""
   line = (
-      f"iteration {iteration} {phase}: reward {values['reward/total']:.3f} (recon {values['reward/recon']:.3f}, traj "
-      f"{values['reward/traj']:.3f}, meta {values['reward/meta']:.3f}, general {values['reward/general']:.3f}), "
-      f"{values['time/total']:.1f} s"
+    f"iteration {iteration} {phase}: reward {values['reward/total']:.3f} (recon {values['reward/recon']:.3f}, traj "
+    f"{values['reward/traj']:.3f}, meta {values['reward/meta']:.3f}, general {values['reward/general']:.3f}), "
+    f"{values['time/total']:.1f} s"
   )
   tqdm.write(line)
   bar.update()
@@ -123,8 +131,10 @@ def stopped(signal: Stop, done: int) -> None:
 def finished(workdir: Path, done: int, iterations: int) -> None:
   """Where to look."""
   state = "done" if done == iterations else f"stopped at {done} of {iterations}"
-  tqdm.write(f"{state}: {workdir / 'metrics.jsonl'}, {workdir / 'videos'}, {workdir / 'pictures'}, and "
-             f"tensorboard --logdir {workdir}")
+  tqdm.write(
+    f"{state}: {workdir / 'metrics.jsonl'}, {workdir / 'videos'}, {workdir / 'pictures'}, and "
+    f"tensorboard --logdir {workdir}"
+  )
 
 
 def _mean(values: np.ndarray) -> float:

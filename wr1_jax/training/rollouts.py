@@ -82,7 +82,7 @@ class RolloutWorker:
     self._negative = embed_prompt(model, mesh, config.sampling.negative_prompt)
 
   def roll_out(
-      self, lora: jax.Array, iteration: int, first_slot: int, prompts: tuple[Prompt, ...], phase: Phase, watch: Stopwatch
+    self, lora: jax.Array, iteration: int, first_slot: int, prompts: tuple[Prompt, ...], phase: Phase, watch: Stopwatch
   ) -> Batch:
     """Makes the videos of `prompts` and sends them to the sidecar.
 
@@ -132,19 +132,19 @@ class RolloutWorker:
     return Scored(results, rewards, self._config.train.group_size)
 
   def update(
-      self, train_state: TrainState, batches: Sequence[Batch], advantage: Advantages, watch: Stopwatch
+    self, train_state: TrainState, batches: Sequence[Batch], advantage: Advantages, watch: Stopwatch
   ) -> tuple[TrainState, UpdateTerms]:
     """One optimiser step on the whole iteration; `train_state` is used up."""
     with watch.measure("update"):
       per_batch = lambda x: self._put(x.reshape(len(batches), -1))
       train_state, terms = self._programs.update(
-          train_state,
-          self._model.base,
-          tuple(batch.rollout for batch in batches),
-          tuple(batch.text for batch in batches),
-          self._negative,
-          per_batch(advantage.values),
-          per_batch(advantage.weights),
+        train_state,
+        self._model.base,
+        tuple(batch.rollout for batch in batches),
+        tuple(batch.text for batch in batches),
+        self._negative,
+        per_batch(advantage.values),
+        per_batch(advantage.weights),
       )
       return train_state, jax.device_get(terms)
 

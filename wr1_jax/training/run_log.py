@@ -32,7 +32,7 @@ class RunLog:
     return self
 
   def __exit__(
-      self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
   ) -> None:
     self._tensorboard.close()
 
@@ -45,8 +45,8 @@ class RunLog:
         file.write(record + "\n")
     except OSError as error:
       raise UserError(
-          f"{self._metrics} could not be written ({error.strerror}); make room and start the same command again to go "
-          "on from the last checkpoint."
+        f"{self._metrics} could not be written ({error.strerror}); make room and start the same command again to go "
+        "on from the last checkpoint."
       ) from error
     for name, value in finite.items():
       if value is not None:

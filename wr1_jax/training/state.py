@@ -24,8 +24,8 @@ class TrainState(NamedTuple):
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
   """AdamW behind a global-norm clip."""
   return optax.chain(
-      optax.clip_by_global_norm(config.max_grad_norm),
-      optax.adamw(config.learning_rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay),
+    optax.clip_by_global_norm(config.max_grad_norm),
+    optax.adamw(config.learning_rate, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay),
   )
 
 
@@ -35,11 +35,11 @@ def init(lora: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
 
 
 def apply_gradients(
-    state: TrainState,
-    gradients: PyTree,
-    contributes: Bool[Array, ""],
-    optimizer: optax.GradientTransformation,
-    config: OptimizerConfig,
+  state: TrainState,
+  gradients: PyTree,
+  contributes: Bool[Array, ""],
+  optimizer: optax.GradientTransformation,
+  config: OptimizerConfig,
 ) -> TrainState:
   """One optimiser step, and every `ema_every` of them one step of the running average.
 

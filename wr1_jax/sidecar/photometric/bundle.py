@@ -70,9 +70,11 @@ class System:
   matrix: Float[Tensor, "b n n"]
 
   def where(self, mask: Bool[Tensor, "b"], other: System) -> System:
-    return System(torch.where(mask, self.cost, other.cost),
-                  torch.where(mask[:, None], self.gradient, other.gradient),
-                  torch.where(mask[:, None, None], self.matrix, other.matrix))
+    return System(
+      torch.where(mask, self.cost, other.cost),
+      torch.where(mask[:, None], self.gradient, other.gradient),
+      torch.where(mask[:, None, None], self.matrix, other.matrix),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +100,9 @@ class Observation:
   seen: Bool[Tensor, "b T p"]
 
 
-def sample(images: Float[Tensor, "n c h w"], u: Float[Tensor, "n p"],
-           v: Float[Tensor, "n p"]) -> Float[Tensor, "n c p"]:
+def sample(
+  images: Float[Tensor, "n c h w"], u: Float[Tensor, "n p"], v: Float[Tensor, "n p"]
+) -> Float[Tensor, "n c p"]:
   """Bilinear samples at pixel positions; the first pixel's centre is (0.5, 0.5)."""
   h, w = images.shape[-2:]
   grid = torch.stack([2 * u / w - 1, 2 * v / h - 1], -1)[:, None]
@@ -131,8 +134,15 @@ def _jacobians(level: Level, unknowns: Unknowns, seen: Observation):
   gx, gy = seen.slope[:, :, 0] * fx / z, seen.slope[:, :, 1] * fy / z
   g = torch.stack([gx, gy, -(gx * y[:, :, 0] + gy * y[:, :, 1]) / z], 2)  # by y
   rho = seen.inverse_depth[:, None]
-  by_frame = torch.cat([torch.linalg.cross(y, g, dim=2), rho[:, :, None] * g, seen.value[:, :, None],
-                        torch.ones_like(seen.value)[:, :, None]], 2)
+  by_frame = torch.cat(
+    [
+      torch.linalg.cross(y, g, dim=2),
+      rho[:, :, None] * g,
+      seen.value[:, :, None],
+      torch.ones_like(seen.value)[:, :, None],
+    ],
+    2,
+  )
   by_depth = rho * (g * unknowns.poses[..., :3, 3:].float()).sum(2)
   return by_frame, by_depth
 
@@ -161,8 +171,13 @@ def linearise(level: Level, unknowns: Unknowns, priors: Priors) -> System:
   matrix[:, :n, n:] = cross_block
   matrix[:, n:, :n] = cross_block.transpose(1, 2)
   matrix[:, n:, n:] = depth_block
-  gradient = torch.cat([(weighted @ seen.residual[..., None])[..., 0].flatten(1),
-                        (weight * seen.residual * by_depth).sum(1) @ level.weights], 1).double()
+  gradient = torch.cat(
+    [
+      (weighted @ seen.residual[..., None])[..., 0].flatten(1),
+      (weight * seen.residual * by_depth).sum(1) @ level.weights,
+    ],
+    1,
+  ).double()
   return _add_priors(level, unknowns, priors, cost.mean((1, 2)).double(), gradient, matrix)
 
 
@@ -213,8 +228,11 @@ def step(unknowns: Unknowns, delta: Float[Tensor, "b n"]) -> Unknowns:
   """Moves the unknowns by one solution of the linear system."""
   b, frames = unknowns.poses.shape[:2]
   per_frame = delta[:, : frames * FRAME_UNKNOWNS].reshape(b, frames, FRAME_UNKNOWNS)
-  return Unknowns(motion(per_frame[..., :6]) @ unknowns.poses, unknowns.light + per_frame[..., 6:],
-                  unknowns.depth + delta[:, frames * FRAME_UNKNOWNS :].clamp(-1, 1))
+  return Unknowns(
+    motion(per_frame[..., :6]) @ unknowns.poses,
+    unknowns.light + per_frame[..., 6:],
+    unknowns.depth + delta[:, frames * FRAME_UNKNOWNS :].clamp(-1, 1),
+  )
 
 
 def solve(level: Level, unknowns: Unknowns, iterations: int, priors: Priors) -> tuple[Unknowns, Float[Tensor, "b"]]:

@@ -54,8 +54,13 @@ def _window_mean(cost: Float[Tensor, "n h w"], guide: Float[Tensor, "3 h w"]) ->
   return total / weights
 
 
-def sweep(image: Float[Tensor, "3 h w"], views: Float[Tensor, "n 3 h w"], motions: Float[Tensor, "n 4 4"],
-          camera: Float[Tensor, "3 3"], guess: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+def sweep(
+  image: Float[Tensor, "3 h w"],
+  views: Float[Tensor, "n 3 h w"],
+  motions: Float[Tensor, "n 4 4"],
+  camera: Float[Tensor, "3 3"],
+  guess: Float[Tensor, "h w"],
+) -> Float[Tensor, "h w"]:
   """Refines the log inverse depth of a frame by comparing it with other frames.
 
   Args:

@@ -59,14 +59,22 @@ def grid_weights(size: tuple[int, int], grid: tuple[int, int]) -> Float[Tensor, 
 
 def roughness(grid: tuple[int, int]) -> Float[Tensor, "g g"]:
   """The quadratic form that sums the squared differences between neighbouring nodes."""
+
   def path(n):
     difference = torch.eye(n)[1:] - torch.eye(n)[:-1]
     return difference.T @ difference
+
   return torch.kron(path(grid[0]), torch.eye(grid[1])) + torch.kron(torch.eye(grid[0]), path(grid[1]))
 
 
-def make_level(image: Float[Tensor, "b T h w"], camera: Float[Tensor, "3 3"], reference: int, grid: tuple[int, int],
-               outlier: float, stride: int) -> Level:
+def make_level(
+  image: Float[Tensor, "b T h w"],
+  camera: Float[Tensor, "3 3"],
+  reference: int,
+  grid: tuple[int, int],
+  outlier: float,
+  stride: int,
+) -> Level:
   """The bundle adjustment of one level.
 
   Args:

@@ -17,16 +17,26 @@ COLOUR_ROUNDS = 5
 COLOUR_FRAMES = 9
 
 
-def _surface(image: Float[Tensor, "3 h w"], log_inverse: Float[Tensor, "h w"], pose: Float[Tensor, "4 4"],
-             camera: Float[Tensor, "3 3"], keep: Tensor) -> Gaussians:
+def _surface(
+  image: Float[Tensor, "3 h w"],
+  log_inverse: Float[Tensor, "h w"],
+  pose: Float[Tensor, "4 4"],
+  camera: Float[Tensor, "3 3"],
+  keep: Tensor,
+) -> Gaussians:
   """One Gaussian for each kept pixel of a frame."""
   z = torch.exp(-log_inverse).flatten()
   points = (dense.rays(log_inverse.shape, camera) * z).T[keep.flatten()]
   means = points @ pose[:3, :3].T + pose[:3, 3]
   scales = (SIZE * points[:, 2:] / camera[0, 0]).expand(-1, 3)
   count = len(means)
-  return Gaussians(means, scales, means.new_tensor([1, 0, 0, 0]).expand(count, 4), means.new_full((count,), OPACITY),
-                   image.flatten(1).T[keep.flatten()])
+  return Gaussians(
+    means,
+    scales,
+    means.new_tensor([1, 0, 0, 0]).expand(count, 4),
+    means.new_full((count,), OPACITY),
+    image.flatten(1).T[keep.flatten()],
+  )
 
 
 def _views(frames: int, key: int) -> list[int]:
@@ -36,8 +46,13 @@ def _views(frames: int, key: int) -> list[int]:
   return [others[i] for i in picks]
 
 
-def build(images: Float[Tensor, "T 3 h w"], poses: Float[Tensor, "T 4 4"], camera: Float[Tensor, "3 3"], reference: int,
-          log_inverse: Float[Tensor, "h w"]) -> Gaussians:
+def build(
+  images: Float[Tensor, "T 3 h w"],
+  poses: Float[Tensor, "T 4 4"],
+  camera: Float[Tensor, "3 3"],
+  reference: int,
+  log_inverse: Float[Tensor, "h w"],
+) -> Gaussians:
   """Gaussians on the surfaces that the keyframes see: the reference first, then what is new in the others."""
   frames, _, h, w = images.shape
 
@@ -64,8 +79,9 @@ def build(images: Float[Tensor, "T 3 h w"], poses: Float[Tensor, "T 4 4"], camer
   return fit_colours(scene, images, poses, camera)
 
 
-def fit_colours(scene: Gaussians, images: Float[Tensor, "T 3 h w"], poses: Float[Tensor, "T 4 4"],
-                camera: Float[Tensor, "3 3"]) -> Gaussians:
+def fit_colours(
+  scene: Gaussians, images: Float[Tensor, "T 3 h w"], poses: Float[Tensor, "T 4 4"], camera: Float[Tensor, "3 3"]
+) -> Gaussians:
   """Colours that reproduce all frames best, in the sense of least squares (a few rounds of SIRT)."""
   h, w = images.shape[-2:]
   picks = torch.linspace(0, len(images) - 1, min(COLOUR_FRAMES, len(images))).round().long().unique()
@@ -74,7 +90,8 @@ def fit_colours(scene: Gaussians, images: Float[Tensor, "T 3 h w"], poses: Float
   seen = sum(fragment.gather(ones) for fragment in fragments).clamp_min(1e-2)
   colours = scene.colours
   for _ in range(COLOUR_ROUNDS):
-    pull = sum(fragment.gather(images[i].permute(1, 2, 0) - fragment.blend(colours))
-               for i, fragment in zip(picks, fragments))
+    pull = sum(
+      fragment.gather(images[i].permute(1, 2, 0) - fragment.blend(colours)) for i, fragment in zip(picks, fragments)
+    )
     colours = colours + pull / seen
   return Gaussians(scene.means, scene.scales, scene.quaternions, scene.opacities, colours.clamp(0, 1))

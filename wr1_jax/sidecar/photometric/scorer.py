@@ -26,8 +26,10 @@ def make(config: RewardsConfig) -> PhotometricScorer:
   try:
     torch.empty(0, device=config.device)
   except (RuntimeError, AssertionError) as error:
-    raise UserError(f"config.rewards.device is '{config.device}', which PyTorch {torch.__version__} cannot use here: "
-                    f"{str(error).splitlines()[0]}. 'cpu' always works.") from error
+    raise UserError(
+      f"config.rewards.device is '{config.device}', which PyTorch {torch.__version__} cannot use here: "
+      f"{str(error).splitlines()[0]}. 'cpu' always works."
+    ) from error
   return PhotometricScorer(config.reconstruction, config.device)
 
 
@@ -38,8 +40,9 @@ class PhotometricScorer:
     self._config = config
     self._reconstruct = PhotometricReconstructor(config, device)
 
-  def __call__(self, videos: UInt8[np.ndarray, "N T H W 3"],
-               paths: Sequence[Float[np.ndarray, "T 4 4"] | None]) -> list[View | Unscored]:
+  def __call__(
+    self, videos: UInt8[np.ndarray, "N T H W 3"], paths: Sequence[Float[np.ndarray, "T 4 4"] | None]
+  ) -> list[View | Unscored]:
     return [self._view(found) for found in self._reconstruct(videos, paths)]
 
   def _view(self, found: reconstruct.Reconstruction | Unreconstructed) -> View | Unscored:

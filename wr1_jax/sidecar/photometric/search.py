@@ -23,10 +23,14 @@ from wr1_jax.sidecar.photometric.lie import motion
 # Constant motions of the scene past the camera over a whole clip: rotation vector (radians) and velocity (depths).
 TWISTS = (
   (0, 0, 0, 0, 0, 0),
-  (0, 0, 0, 0, 0, -0.35), (0, 0, 0, 0, 0, 0.35),  # forward, backward
-  (0, 0, 0, 0.15, 0, 0), (0, 0, 0, -0.15, 0, 0),  # sideways
-  (0, 0.17, 0, 0, 0, 0), (0, -0.17, 0, 0, 0, 0),  # yaw
-  (0, 0.3, 0, -0.18, 0, 0), (0, -0.3, 0, 0.18, 0, 0),  # orbits around a point 0.6 ahead
+  (0, 0, 0, 0, 0, -0.35),
+  (0, 0, 0, 0, 0, 0.35),  # forward, backward
+  (0, 0, 0, 0.15, 0, 0),
+  (0, 0, 0, -0.15, 0, 0),  # sideways
+  (0, 0.17, 0, 0, 0, 0),
+  (0, -0.17, 0, 0, 0, 0),  # yaw
+  (0, 0.3, 0, -0.18, 0, 0),
+  (0, -0.3, 0, 0.18, 0, 0),  # orbits around a point 0.6 ahead
 )
 SAME_PATH = 0.03  # paths that differ less than this (radians, depths) are one hypothesis
 STILL_MARGIN = 1.13  # a still camera is believed if its cost is at most this times the best, plus STILL_SLACK
@@ -116,8 +120,9 @@ def _reordered(unknowns: Unknowns, cost: Float[Tensor, "b"], order: Int[Tensor, 
   return unknowns.choose(index), cost[index]
 
 
-def recover(image: Float[Tensor, "n T h w"], camera: Float[Tensor, "3 3"], asked: Float[Tensor, "n k T 4 4"],
-            effort: int = 1) -> Path:
+def recover(
+  image: Float[Tensor, "n T h w"], camera: Float[Tensor, "3 3"], asked: Float[Tensor, "n k T 4 4"], effort: int = 1
+) -> Path:
   """Recovers the paths of n clips.
 
   Args:
@@ -144,8 +149,9 @@ def recover(image: Float[Tensor, "n T h w"], camera: Float[Tensor, "3 3"], asked
     priors = Priors(smooth=stage.smooth)
     unknowns, cost = _solve(level, unknowns, clips, effort * stage.iterations, priors)
     if stage.mirrors:
-      mirrors, mirror_cost = _solve(level, _mirror(_best(unknowns, cost, clips, stage.mirrors)[0]), clips,
-                                    effort * stage.iterations, priors)
+      mirrors, mirror_cost = _solve(
+        level, _mirror(_best(unknowns, cost, clips, stage.mirrors)[0]), clips, effort * stage.iterations, priors
+      )
       unknowns, cost = _merge(unknowns, cost, mirrors, mirror_cost, clips)
     unknowns, cost = _best(unknowns, cost, clips, stage.keep)
   unknowns, cost = _prefer_still(level, unknowns, cost, priors)
