@@ -2,9 +2,10 @@
 
     bash launch/local.sh configs/small.py --config.model.path=/models/Wan2.1-T2V-1.3B-Diffusers --workdir=runs/small
 
-Hardware: the paper used 48 H200. One H200 holds the model (bf16 weights, text encoder and VAE: about 15 GiB) and a group of
-videos. Up to 8 devices share the videos of a group; on more of them several groups roll out together, on 48 for example
---config.train.groups_per_rollout=6. 300 iterations of 48 prompts x 8 videos: two main phases of 100 and two dynamic ones of 50.
+Hardware: the paper used 48 H200. One H200 holds the model (bf16 weights, text encoder and VAE: about 15 GiB) and a
+group of videos. Up to 8 devices share the videos of a group; on more of them several groups roll out together, on 48
+for example --config.train.groups_per_rollout=6. 300 iterations of 48 prompts x 8 videos: two main phases of 100 and two
+dynamic ones of 50. A run lives on one host so far.
 
 To expect (paper, 3D reconstruction of its own samples): PSNR 17.40 -> 27.63 dB, SSIM .550 -> .858, LPIPS .467 -> .201.
 """
@@ -36,4 +37,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.iterations = 300
   c.train.main_iterations = 100
   c.train.dynamic_iterations = 50
+  c.train.checkpoint_every = 1  # an iteration takes minutes to hours, a checkpoint is 0.4 GB written in the background
   return c

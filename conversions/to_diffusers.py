@@ -5,8 +5,8 @@
     pipeline = diffusers.WanPipeline.from_pretrained(BASE_MODEL)
     pipeline.load_lora_weights(FOLDER)
 
-The folder gets `pytorch_lora_weights.safetensors` and a `config.json` that says where it came from. The scale alpha / rank is
-multiplied into the second factor, so that the adapters apply with a weight of 1 in every program.
+The folder gets `pytorch_lora_weights.safetensors` and a `config.json` that says where it came from. The scale
+alpha / rank is multiplied into the second factor, so that the adapters apply with a weight of 1 in every program.
 """
 
 from __future__ import annotations

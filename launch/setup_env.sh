@@ -48,7 +48,7 @@ if [[ ! -x "$venv/bin/pip" ]]; then
 fi
 
 echo "installing wr1_jax[$extras] (a minute or two)"
-pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
+pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
 index=()
 if [[ "$accelerator" != cuda ]]; then
   # The CPU build of torch is a tenth of the default one, but is not on PyPI.
@@ -56,6 +56,9 @@ if [[ "$accelerator" != cuda ]]; then
     index=(--extra-index-url "$cpu_index")
   fi
 fi
-"${pip[@]}" ${index[@]+"${index[@]}"} "$torch"
-"${pip[@]}" --editable "${repo}[$extras]"
+if [[ "$accelerator" == cuda ]] && "$venv/bin/python" -c 'import torch; assert "+cpu" in torch.__version__' 2>/dev/null; then
+  "${pip[@]}" uninstall --yes torch  # an earlier CPU set-up: pip would take it for the version that is wanted
+fi
+"${pip[@]}" install ${index[@]+"${index[@]}"} "$torch"
+"${pip[@]}" install --editable "${repo}[$extras]"
 echo "$wanted" > "$stamp"

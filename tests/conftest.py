@@ -2,8 +2,20 @@
 
 import os
 
+import pytest
+
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 
 def pytest_configure(config):
   config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+  """What `make_tiny` writes."""
+  from wr1_jax.models import make_tiny  # imports jax, which reads the flags above
+
+  folder = tmp_path_factory.mktemp("tiny")
+  make_tiny.make(folder, seed=0)
+  return folder

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from transformer_helpers import error
+from parity import error
 
 from wr1_jax.config import MeshConfig
 from wr1_jax.errors import UserError

@@ -75,8 +75,9 @@ def test_low_pass_sums_boxes_and_keeps_the_variance_at_the_edge(side):
 
 
 def test_clips_do_not_depend_on_each_other():
-  together, alone = _start("initial"), _start("initial", _PROMPTS[:1])
-  np.testing.assert_array_equal(together.latents[:1], alone.latents)
+  together, alone = _start("initial"), _start("initial", _PROMPTS[:2])
+  assert "Camera" not in _PROMPTS[0] and "Camera" in _PROMPTS[1]  # plain noise and carried noise
+  np.testing.assert_array_equal(together.latents[:2], alone.latents)
 
 
 def test_other_paths_do_not_compile_again():

@@ -61,5 +61,5 @@ def test_unknown_word_in_option_is_explained():
 
 @pytest.mark.parametrize("option", ["", " , ", "push in,", "push in then pan left", "push"])
 def test_malformed_option_is_refused(option):
-  with pytest.raises(UserError, match="camera option"):
+  with pytest.raises(UserError, match="config.camera.moves"):
     moves_from_option(option)

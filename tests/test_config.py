@@ -62,6 +62,31 @@ def test_wrong_arguments_are_named(argument, said):
     _parse(f"--config={_CONFIGS / 'tiny.py'}", argument)
 
 
+@pytest.mark.parametrize(
+  "argument, said",
+  [
+    ("train.iterations=0", "train.iterations is 0; it must be at least 1"),
+    ("train.group_size=1", "train.group_size is 1; it must be at least 2"),
+    ("model.vae_frames_per_chunk=0", "at least 1"),
+    ("noise_warp.delta_steps=2.0", "noise_warp.delta_steps is 2.0; it must be between 0 and 1"),
+    ("optimizer.ema_every=0", "optimizer.ema_every is 0"),
+    ("objective.clip_range=-0.1", "above 0"),
+    ("camera.scene_depth=0", "above 0"),
+    ("rewards.translation_tolerance=nan", "translation_tolerance is nan"),
+    ("optimizer.learning_rate=inf", "learning_rate is inf"),
+    ("sampling.cps_eta=1.5", "cps_eta"),
+    ("sampling.sqrt_scale=-1.0", "sqrt_scale"),
+    ("sampling.sqrt_max_sigma=1.0", "strictly between 0 and 1"),
+    ("rewards.max_scale=0.5", "at least 1"),
+    ("rewards.retries=-1", "at least 0"),
+    ("video.fps=0", "video.fps is 0"),
+  ],
+)
+def test_values_out_of_range_are_named(argument, said):
+  with pytest.raises(UserError, match=said.replace(".", r"\.")):
+    _parse(f"--config={_CONFIGS / 'tiny.py'}", f"--config.{argument}")
+
+
 def test_no_config_is_an_error():
   with pytest.raises(UserError, match="--config=FILE is missing"):
     _parse()

@@ -14,9 +14,8 @@ from wr1_jax.errors import UserError
 def test_shipped_prompts_are_many_and_different():
   static, dynamic = prompts.load_static(DataConfig()), prompts.load_dynamic(DataConfig())
   for prompt_set, least in ((static, 40), (dynamic, 16)):
-    texts = [prompt.text for prompt in prompt_set.prompts]
-    assert len(texts) >= least and len(set(texts)) == len(texts)
-  moves = [words.parse(prompt.text) for prompt in static.prompts]
+    assert len(prompt_set.texts) >= least and len(set(prompt_set.texts)) == len(prompt_set.texts)
+  moves = [words.parse(text) for text in static.texts]
   assert {move for named in moves for move in named} == set(words.Move)
   assert () in moves  # some leave the camera to the model
 
@@ -26,9 +25,9 @@ def test_every_pass_uses_each_prompt_once_in_a_new_order(tmp_path):
   file.write_text("\n\n".join(f"prompt {i}" for i in range(7)))
   prompt_set = prompts.load(file)
   key = jax.random.key(3)
-  sequence = [prompt.index for prompt in prompt_set.draw(key, 0, 21)]
+  sequence = prompt_set.draw(key, 0, 21)
   passes = [sequence[i : i + 7] for i in (0, 7, 14)]
-  assert all(sorted(one) == list(range(7)) for one in passes)
+  assert all(sorted(one) == [f"prompt {i}" for i in range(7)] for one in passes)
   assert passes[0] != passes[1]
 
 

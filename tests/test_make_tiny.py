@@ -11,41 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parity import channels_first, channels_last, error
+from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
-from wr1_jax.config import LoRAConfig
+from wr1_jax.config import LoRAConfig, ModelConfig
 from wr1_jax.models import make_tiny, text, transformer, vae
 from wr1_jax.models.attention import Attention
+from wr1_jax.models.pipeline import find_folder
 
 PROMPT = "Camera push in. A stone lighthouse on a headland."
 SIZES = {"height": 96, "width": 160, "num_frames": 5}
 
 
-def error(found, expected) -> float:
-  """||found - expected|| / ||expected||."""
-  return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+@pytest.fixture(scope="module")
+def pipeline(tiny_folder):
+  return pytest.importorskip("diffusers").WanPipeline.from_pretrained(tiny_folder)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("tiny")
-  make_tiny.make(folder, seed=0)
-  return folder
-
-
-@pytest.fixture(scope="module")
-def pipeline(folder):
-  diffusers = pytest.importorskip("diffusers")
-  load_file = pytest.importorskip("safetensors.torch").load_file
-  # Only with accelerate installed does diffusers read this class from a folder by itself.
-  model = diffusers.WanTransformer3DModel.from_config(json.loads((folder / "transformer" / "config.json").read_text()))
-  model.load_state_dict(load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors"))
-  return diffusers.WanPipeline.from_pretrained(folder, transformer=model)
-
-
-@pytest.fixture(scope="module")
-def autoencoder(folder):
-  return nnx.split(vae.load(folder / "vae", dtype=jnp.float32))
+def autoencoder(tiny_folder):
+  return nnx.split(vae.load(tiny_folder / "vae", dtype=jnp.float32))
 
 
 @pytest.fixture(scope="module")
@@ -53,25 +39,32 @@ def noise():
   return np.random.default_rng(0).standard_normal((1, 2, 12, 20, 16), np.float32)
 
 
-def channels_first(x: np.ndarray):
-  return pytest.importorskip("torch").from_numpy(x).permute(0, 4, 1, 2, 3)
-
-
-def test_same_seed_same_files_and_small(folder, tmp_path):
+def test_same_seed_same_files_and_small(tiny_folder, tmp_path):
   command = [sys.executable, "-m", "wr1_jax.models.make_tiny", f"--out={tmp_path / 'again'}", "--seed=0"]
   subprocess.run(command, check=True)
-  files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+  files = sorted(path.relative_to(tiny_folder) for path in tiny_folder.rglob("*") if path.is_file())
   assert files == sorted(path.relative_to(tmp_path / "again") for path in tmp_path.rglob("*") if path.is_file())
   for file in files:
-    assert (folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
-  assert sum((folder / file).stat().st_size for file in files) < 8e6
+    assert (tiny_folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
+  assert sum((tiny_folder / file).stat().st_size for file in files) < 8e6
 
 
-def test_other_seed_other_weights(folder, tmp_path):
+def test_the_shipped_folder_is_one_of_these(tiny_folder):
+  shipped = find_folder(ModelConfig(path="wan-tiny"))
+  files = sorted(path.relative_to(tiny_folder) for path in tiny_folder.rglob("*") if path.is_file())
+  assert files == sorted(path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file())
+  for file in (file for file in files if file.suffix == ".json"):
+    assert json.loads((shipped / file).read_text()) == json.loads((tiny_folder / file).read_text()), file
+  for part in ("transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
+    ours, theirs = (load_file(folder / f"{part}.safetensors") for folder in (tiny_folder, shipped))
+    assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in theirs.items()}
+
+
+def test_other_seed_other_weights(tiny_folder, tmp_path):
   make_tiny.make(tmp_path, seed=1)
   for part in ("transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
     file = f"{part}.safetensors"
-    assert (folder / file).read_bytes() != (tmp_path / file).read_bytes()
+    assert (tiny_folder / file).read_bytes() != (tmp_path / file).read_bytes()
 
 
 def test_out_that_cannot_be_a_folder(tmp_path):
@@ -90,10 +83,10 @@ def test_diffusers_makes_videos_with_it(pipeline):
   assert type(pipeline.scheduler).__name__ == "UniPCMultistepScheduler" and pipeline.scheduler.config.flow_shift == 3.0
 
 
-def test_same_velocity_as_diffusers(folder, pipeline, noise):
+def test_same_velocity_as_diffusers(tiny_folder, pipeline, noise):
   torch = pytest.importorskip("torch")
   policy, _, base = transformer.load(
-    folder / "transformer",
+    tiny_folder / "transformer",
     dtype=jnp.float32,
     lora=LoRAConfig(rank=2),
     lora_key=jax.random.key(0),
@@ -103,14 +96,14 @@ def test_same_velocity_as_diffusers(folder, pipeline, noise):
   embedding = np.random.default_rng(1).standard_normal((1, 16, 64), np.float32)
   with torch.no_grad():
     expected = pipeline.transformer(channels_first(noise), torch.tensor([900]), torch.from_numpy(embedding)).sample
-  expected = expected.permute(0, 2, 3, 4, 1).numpy()
+  expected = channels_last(expected)
   found = policy.reference(base)(noise, jnp.array([900.0]), embedding)
   assert error(found, expected) <= 1e-5
   assert 0.3 < expected.std() < 3
 
 
-def test_same_embeddings_as_diffusers(folder, pipeline):
-  encoder = text.load(folder, length=32, dtype=jnp.float32)
+def test_same_embeddings_as_diffusers(tiny_folder, pipeline):
+  encoder = text.load(tiny_folder, length=32, dtype=jnp.float32)
   prompts = [PROMPT, "", "Two caf&eacute;s,\n\tside by side " * 9]
   expected = pipeline._get_t5_prompt_embeds(prompts, max_sequence_length=32).detach().numpy()
   assert error(encoder.embed(encoder.state, *encoder.tokenize(prompts)), expected) <= 1e-5
@@ -122,7 +115,7 @@ def test_same_pixels_as_diffusers(autoencoder, pipeline, noise):
   config = pipeline.vae.config
   plain = (noise * np.array(config.latents_std) + np.array(config.latents_mean)).astype(np.float32)
   with torch.no_grad():
-    expected = pipeline.vae.decode(channels_first(plain)).sample.permute(0, 2, 3, 4, 1).numpy()
+    expected = channels_last(pipeline.vae.decode(channels_first(plain)).sample)
   found = np.asarray(jax.jit(lambda state, z: nnx.merge(graphdef, state).decode(z))(state, noise))
   assert error(found, expected) <= 1e-5
   # Decoded noise has structure, and does not sit at the ends of the range.
@@ -130,7 +123,7 @@ def test_same_pixels_as_diffusers(autoencoder, pipeline, noise):
   assert found.std(axis=(2, 3)).min() > 0.1, "every frame and colour varies over space"
 
 
-def test_tokenizer_knows_every_character(folder):
-  tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+def test_tokenizer_knows_every_character(tiny_folder):
+  tokenizer = AutoTokenizer.from_pretrained(tiny_folder / "tokenizer")
   prompt = "Ελληνικά, 日本語 and 🦊"
   assert tokenizer.decode(tokenizer(prompt)["input_ids"], skip_special_tokens=True).strip() == prompt

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from transformer_helpers import LORA, build, error, inputs, save_folder, small_config
+from parity import error
+from transformer_helpers import LORA, build, inputs, save_folder, small_config
 
 from wr1_jax.config import MeshConfig
 from wr1_jax.errors import UserError
@@ -57,16 +58,15 @@ def test_odd_batches_use_the_axes_they_can():
 def test_weights_are_split_along_features_never_along_layers():
   leaf = lambda *shape: nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32))
   shapes = {"a": (1024, 64, 256), "b": (512, 256), "c": (8, 8), "d": (2**17,), "e": (8, 2**15, 9)}
-  state = nnx.State({name: leaf(*shape) for name, shape in shapes.items()})
-  specs = {
-    path: sharding.get_value().spec for (path,), sharding in nnx.to_flat_state(mesh_lib.shard_params(make(2, 4), state))
-  }
-  assert specs == {
+  state = nnx.State({name: leaf(*shape) for name, shape in shapes.items()} | {"blocks": {"bias": leaf(40, 8961)}})
+  shardings = nnx.to_flat_state(mesh_lib.shard_params(make(2, 4), state))
+  assert {"/".join(path): sharding.get_value().spec for path, sharding in shardings} == {
     "a": P(None, None, "fsdp"),
     "b": P("fsdp", None),
     "c": P(None, None),
     "d": P(None),
     "e": P(None, "fsdp", None),
+    "blocks/bias": P(None, None),
   }
 
 

@@ -51,7 +51,7 @@ def stored_steps(count=8, seed=0) -> StoredSteps:
   step = jax.random.randint(keys[1], (count,), 0, 10)
   prompt = jnp.arange(count) % 3
   v = network(PARAMS)(state, POLICY.schedule.timestep(step, count), TEXT[prompt], None)
-  action = POLICY.mean(state, v, step) + POLICY.scale(step) * noise
+  action = POLICY.mean(state, v, step) + POLICY.std_at(step) * noise
   return StoredSteps(
     state=state,
     action=action,

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_transformer import diffusers_model
-from transformer_helpers import LORA, error, inputs, save_folder, small_config
+from parity import channels_first, channels_last, diffusers_transformer, error
+from transformer_helpers import LORA, inputs, save_folder, small_config
 
 from wr1_jax.models import transformer
 from wr1_jax.models.attention import Attention
@@ -22,14 +22,14 @@ def _pipeline_sample(folder, scheduler, latents, text, negative):
   """Latents [B, T, H, W, C] in and out."""
   torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
   pipeline = diffusers.WanPipeline(
-    tokenizer=None, text_encoder=None, vae=None, transformer=diffusers_model(folder), scheduler=scheduler
+    tokenizer=None, text_encoder=None, vae=None, transformer=diffusers_transformer(folder), scheduler=scheduler
   )
   pipeline.set_progress_bar_config(disable=True)
   frames, height, width = latents.shape[1:4]
   out = pipeline(
     prompt_embeds=torch.from_numpy(text),
     negative_prompt_embeds=torch.from_numpy(np.repeat(negative, len(text), axis=0)),
-    latents=torch.from_numpy(latents).permute(0, 4, 1, 2, 3),
+    latents=channels_first(latents),
     num_frames=4 * (frames - 1) + 1,
     height=8 * height,
     width=8 * width,
@@ -37,7 +37,7 @@ def _pipeline_sample(folder, scheduler, latents, text, negative):
     guidance_scale=GUIDANCE,
     output_type="latent",
   ).frames
-  return out.permute(0, 2, 3, 4, 1).numpy()
+  return channels_last(out)
 
 
 def _schedulers():

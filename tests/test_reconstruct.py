@@ -10,12 +10,12 @@ import scenes
 import torch
 
 from wr1_jax.config import ReconstructionConfig, RewardsConfig
-from wr1_jax.sidecar import geometry, reconstruct
-from wr1_jax.sidecar.offset_view import offset_pose, offset_view
+from wr1_jax.sidecar import geometry
+from wr1_jax.sidecar.offset_view import offset_pose
 from wr1_jax.sidecar.photometric import bundle, pyramid
 from wr1_jax.sidecar.photometric.lie import motion
+from wr1_jax.sidecar.photometric.reconstruct import PhotometricReconstructor
 from wr1_jax.sidecar.photometric.scorer import make
-from wr1_jax.sidecar.reconstruct import PhotometricReconstructor, Unreconstructed
 from wr1_jax.sidecar.scorers import Unscored, View
 
 SIZE = (64, 96)
@@ -73,7 +73,7 @@ def test_frozen_clips_have_still_cameras():
 
 def test_a_rigid_scene_is_rendered_back_frame_by_frame():
   video = clip("move right")
-  rendered = reconstruct.render_frames(recovered(video))
+  rendered = recovered(video).render()
   quality = [[psnr(frame, image) for image in rendered] for frame in video]
   assert min(np.diag(quality)) > 28
   assert list(np.argmax(quality, 1)) == list(range(9))
@@ -82,7 +82,7 @@ def test_a_rigid_scene_is_rendered_back_frame_by_frame():
 def rendered_back(spoiled: str) -> list[float]:
   """PSNR of three clips against their reconstructions."""
   clips = [clip(name, seed, 7, spoiled=spoiled) for seed, name in enumerate(("move left", "orbit right", "pull out"))]
-  return [psnr(video, reconstruct.render_frames(recovered(video))) for video in clips]
+  return [psnr(video, recovered(video).render()) for video in clips]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_any_size_and_length(size, frames):
   found = recovered(clip("move left", frames=frames, size=size))
   h, w = geometry.processed_size(*size, CONFIG)
   assert found.frames.shape == (frames, h, w, 3)
-  assert reconstruct.render_frames(found).shape == (frames, h, w, 3)
+  assert found.render().shape == (frames, h, w, 3)
   assert scenes.path_errors(found.poses, found.depth_unit, scenes.move("move left", frames))[1] < 10
 
 
@@ -108,7 +108,7 @@ def test_one_frame_has_the_identity_as_its_path():
   video = clip("fixed", frames=1)
   found = recovered(video)
   np.testing.assert_array_equal(found.poses, np.eye(4)[None])
-  assert psnr(reconstruct.render_frames(found), video) > 28
+  assert psnr(found.render(), video) > 28
 
 
 def test_long_clips_have_a_pose_for_every_frame():
@@ -123,7 +123,7 @@ def test_long_clips_have_a_pose_for_every_frame():
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_clips_without_texture_have_no_reconstruction(value):
   found = recovered(np.full((5, *SIZE, 3), value, np.uint8))
-  assert isinstance(found, Unreconstructed)
+  assert isinstance(found, Unscored)
   assert "no texture" in found.reason
 
 
@@ -153,7 +153,7 @@ def test_same_clip_same_bits_whatever_the_batch():
   both = reconstructor(videos, [None, None])
   alone = reconstructor(videos[1:], [None])[0]
   np.testing.assert_array_equal(both[1].poses, alone.poses)
-  np.testing.assert_array_equal(reconstruct.render_frames(both[1]), reconstruct.render_frames(alone))
+  np.testing.assert_array_equal(both[1].render(), alone.render())
 
 
 @pytest.mark.parametrize("size", [(480, 832), (832, 480), (64, 64), (64, 640), (720, 1280), (97, 161)])
@@ -173,10 +173,10 @@ def test_offset_view_is_off_the_path():
   from_middle = np.linalg.inv(found.poses[4]) @ pose
   np.testing.assert_allclose(np.abs(from_middle[:3, 3]), [0.15, 0, 0.15], atol=1e-5)
   assert from_middle[2, 3] < 0
-  rgb, alpha = offset_view(found, CONFIG)
+  rgb, alpha = found.offset_view(CONFIG)
   assert rgb.shape == (*SIZE, 3)
   # No frame shows this picture.
-  assert max(psnr(255 * rgb, frame) for frame in found.frames) < 20
+  assert max(psnr(rgb, frame) for frame in found.frames) < 20
   assert 0.5 < alpha.mean() < 0.95
 
 

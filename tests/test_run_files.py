@@ -64,11 +64,13 @@ def test_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
 def test_folder_admits_one_run_of_one_config(tmp_path):
   config = Config(train=TrainConfig(seed=1))
   with run_folder.opened(tmp_path, config):
+    run_folder.write_versions(tmp_path, {"torch": "2.0"})
     with pytest.raises(UserError, match="another run is working"):
       with run_folder.opened(tmp_path, config):
         pass
   assert json.loads((tmp_path / "config.json").read_text())["train"]["seed"] == 1
-  assert "jax" in json.loads((tmp_path / "versions.json").read_text())
+  versions = json.loads((tmp_path / "versions.json").read_text())
+  assert versions["jax"] == jax.__version__ and versions["sidecar"] == {"torch": "2.0"}
   with pytest.raises(UserError, match="train.seed: 1 -> 2"):
     with run_folder.opened(tmp_path, Config(train=TrainConfig(seed=2))):
       pass
@@ -103,7 +105,7 @@ def test_video_and_picture_hold_what_was_logged(tmp_path):
   with run_log.RunLog(tmp_path, resume_at=0) as log:
     video = video_files.read_mp4(log.video(0, "clips", clips, fps=8))
     path = np.tile(np.eye(4), (5, 1, 1))
-    drawn = pictures.camera_paths(clips[0, 0], clips[0, 1], None, path, "title")
+    drawn = pictures.camera_paths(clips[0, 0], clips[0, 1], clips[0, 1, 0], None, path, "title")
     picture = np.asarray(Image.open(log.picture(0, "paths", drawn)))
   assert video.shape == (5, 32, 96, 3)
   assert video[:, :, :40].max() < 30 and abs(int(video[2, 16, 72, 0]) - 200) < 20

@@ -1,15 +1,13 @@
-"""The reward process: its protocol, its shared memory, and what happens when either side misbehaves."""
+"""The reward process, and what happens when either side misbehaves."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
 import errno
-import json
 import math
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -19,26 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sidecar_helpers import FAKES, TESTS, group_of, is_running, job, names_in_shm, path, shm_free, sidecars_of, wait_for
 
-from wr1_jax.config import ReconstructionConfig, RewardsConfig
 from wr1_jax.errors import UserError
 from wr1_jax.rewards.client import RewardClient
-from wr1_jax.rewards.jobs import Job
-from wr1_jax.sidecar import messages, registry, shared_arrays
-from wr1_jax.sidecar.channel import MAX_BYTES, Channel
-from wr1_jax.sidecar.messages import BatchShape, ClipScores, ProtocolError, Ready, ScoreBatch, Scored, Start
-from wr1_jax.sidecar.scorers import Scorers, Unscored, View
-from wr1_jax.sidecar.shared_arrays import SharedArrays, Spec
-
-TESTS = Path(__file__).parent
-FAKES = RewardsConfig(
-  reconstructor="fake_scorers:Reconstructor",
-  meta="fake_scorers:Meta",
-  general="fake_scorers:General",
-  job_seconds=20.0,
-  start_seconds=60.0,
-  retries=1,
-)
+from wr1_jax.sidecar import messages
+from wr1_jax.sidecar.channel import MAX_BYTES
+from wr1_jax.sidecar.messages import ClipScores, Ready, Scored
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,199 +49,7 @@ def nothing_stays_behind():
   assert sidecars_of(os.getpid()) == before
 
 
-def names_in_shm() -> list[str]:
-  return [name for name in os.listdir(shared_arrays.SHM_FOLDER) if name.startswith(shared_arrays.NAME_PREFIX)]
-
-
-def shm_free() -> int:
-  stat = os.statvfs(shared_arrays.SHM_FOLDER)
-  return stat.f_bavail * stat.f_frsize
-
-
-def sidecars_of(process: int) -> list[int]:
-  """Sidecars that `process` has started and that still run."""
-  found = []
-  for folder in Path("/proc").glob("[0-9]*"):
-    try:
-      command = (folder / "cmdline").read_bytes()
-    except OSError:
-      continue
-    if b"wr1_jax.sidecar" in command and f"--parent={process}".encode() in command:
-      found.append(int(folder.name))
-  return found
-
-
-def group_of(process: int) -> list[int]:
-  """The other members of its process group: what else it has started."""
-  own = os.getpgid(process)
-  members = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
-  return [member for member in members if is_running(member) and os.getpgid(member) == own and member != process]
-
-
-def is_running(process: int) -> bool:
-  try:
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-  except OSError:
-    return False
-
-
-def wait_for(condition, seconds=20.0):
-  deadline = time.monotonic() + seconds
-  while not (value := condition()):
-    assert time.monotonic() < deadline, "waited in vain"
-    time.sleep(0.02)
-  return value
-
-
-def job(*prompts: str, colours=None, parts=("general",), frames=3) -> Job:
-  """A batch of one clip a prompt, each of one colour."""
-  colours = colours or [10 * (i + 1) for i in range(len(prompts))]
-  videos = np.empty((len(prompts), frames, 64, 96, 3), np.uint8)
-  videos[:] = np.array(colours, np.uint8)[:, None, None, None, None]
-  return Job(videos, prompts, [None] * len(prompts), frozenset(parts))
-
-
-def path(seed: int, frames=3) -> np.ndarray:
-  poses = np.tile(np.eye(4, dtype=np.float32), (frames, 1, 1))
-  poses[:, :3, 3] = np.random.default_rng(seed).normal(size=(frames, 3))
-  return poses
-
-
-# --- messages ---------------------------------------------------------------------------------------------------------
-
-SHAPE = BatchShape(2, 3, 64, 96, 64, 96)
-MESSAGES = [
-  Start(dataclasses.replace(FAKES, reconstruction=ReconstructionConfig(max_pixels=77))),
-  Ready({"python": "3.12"}),
-  ScoreBatch(7, SHAPE, ("general", "meta"), ('a "quoted" prompt', "naïve ☃ \ud800"), (True, False)),
-  Scored(7, (ClipScores(1.5, None, 0.25, {"meta": "no"}),), {"meta": 0.5}),
-]
-
-
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_messages_survive_the_wire(message):
-  assert messages.decode(messages.encode(message)) == message
-
-
-def scored(**changes) -> bytes:
-  clip = {"depth_unit": 1.0, "meta": 0.5, "general": None, "reasons": {"general": "no"}}
-  clip.update(changes.pop("clip", {}))
-  return json.dumps({"kind": "Scored", "job": 1, "clips": [clip], "seconds": {}} | changes).encode()
-
-
-def test_the_template_of_the_bad_messages_is_good():
-  assert messages.decode(scored()).clips[0].meta == 0.5
-
-
-@pytest.mark.parametrize(
-  "data",
-  [
-    b"",
-    b"\xff\xfe",
-    b"[]",
-    b'{"kind": "Nonsense"}',
-    b'{"kind": ["Ready"]}',
-    b'{"kind": "Ready"}',
-    b'{"kind": "Ready", "versions": {}, "extra": 1}',
-    b'{"kind": "Ready", "versions": {}, "versions": {}}',
-    b'{"kind": "Ready", "versions": {"a": 1}}',
-    b"[" * 100_000,
-    scored(job=True),
-    scored(job=1.0),
-    scored(job="1"),
-    scored(clips={}),
-    scored(clip={"meta": True}),
-    scored(clip={"meta": "0.5"}),
-    scored(clip={"reasons": {"weather": "bad"}}),
-    scored(clip={"meta": math.nan}),
-    scored(clip={"meta": 10**400}),
-    scored().replace(b"0.5", b"1e999"),
-    scored().replace(b"0.5", b"-Infinity"),
-  ],
-)
-def test_malformed_messages_are_refused(data):
-  with pytest.raises(ProtocolError):
-    messages.decode(data)
-
-
-def test_sizes_must_be_positive():
-  data = messages.encode(MESSAGES[2]).replace(b'"clips": 2', b'"clips": 0')
-  with pytest.raises(ProtocolError, match="positive"):
-    messages.decode(data)
-
-
-def test_a_number_that_is_not_finite_is_never_sent():
-  with pytest.raises(ValueError):
-    messages.encode(Scored(1, (ClipScores(math.nan, None, None, {}),), {}))
-
-
-def pair() -> tuple[Channel, socket.socket]:
-  ours, theirs = socket.socketpair()
-  return Channel(ours), theirs
-
-
-def test_long_messages_are_neither_sent_nor_read():
-  channel, other = pair()
-  with pytest.raises(ProtocolError, match="at most"):
-    channel.send(Ready({"x": "y" * MAX_BYTES}))
-  other.sendall(struct.pack(">I", MAX_BYTES + 1))
-  with pytest.raises(ProtocolError, match="at most"):
-    channel.receive()
-
-
-def test_half_a_message_is_a_timeout_and_then_an_end():
-  channel, other = pair()
-  other.sendall(struct.pack(">I", 100) + b"{")
-  with pytest.raises(TimeoutError):
-    channel.receive(timeout=0.1)
-  other.close()
-  with pytest.raises(EOFError):
-    channel.receive()
-
-
-def test_messages_keep_their_order_and_their_descriptors():
-  ours, theirs = socket.socketpair()
-  sender, receiver = Channel(ours), Channel(theirs)
-  with open(__file__, "rb") as first, open(sys.executable, "rb") as second:
-    for message, files in zip(MESSAGES, ([], [first], [], [second])):
-      sender.send(message, [file.fileno() for file in files])
-    for message, files in zip(MESSAGES, ([], [first], [], [second])):
-      received, descriptors = receiver.receive()
-      assert received == message
-      assert [os.fstat(d).st_ino for d in descriptors] == [os.fstat(file.fileno()).st_ino for file in files]
-      for descriptor in descriptors:
-        os.close(descriptor)
-
-
-# --- shared memory ----------------------------------------------------------------------------------------------------
-
-SPECS = {"bytes": Spec("uint8", (3, 5)), "numbers": Spec("float32", (2, 4, 4))}
-
-
-def test_shared_arrays_are_one_memory_without_a_name():
-  ours = SharedArrays.allocate(SPECS)
-  assert names_in_shm() == []
-  theirs = SharedArrays(os.dup(ours.descriptor), SPECS)
-  ours.arrays["numbers"][:] = np.arange(32).reshape(2, 4, 4)
-  theirs.arrays["bytes"][:] = 7
-  kept = theirs.arrays["numbers"]
-  ours.close()
-  theirs.close()
-  theirs.close()
-  np.testing.assert_array_equal(kept.ravel(), np.arange(32))
-
-
-def test_a_segment_that_is_too_small_is_refused():
-  ours = SharedArrays.allocate({"bytes": Spec("uint8", (100,))})
-  with pytest.raises(ValueError, match="cannot hold"):
-    SharedArrays(ours.descriptor, {"bytes": Spec("uint8", (10_000,))})
-  ours.close()
-
-
-def test_too_little_shared_memory_is_said_plainly():
-  size = shm_free() + 2**30
-  with pytest.raises(UserError, match="--shm-size"):
-    SharedArrays.allocate({"bytes": Spec("uint8", (size,))})
+# --- room in shared memory --------------------------------------------------------------------------------------------
 
 
 def test_a_client_checks_the_room_for_its_jobs(client):
@@ -277,24 +70,6 @@ def test_a_job_for_which_there_is_no_room_is_nan_with_a_reason(client, monkeypat
 
 
 # --- choosing scorers and the interpreter -----------------------------------------------------------------------------
-
-
-def test_the_registered_scorers_are_there():
-  for kind, known in registry.SCORERS.items():
-    for name in known:
-      assert callable(registry.factory(kind, name))
-
-
-@pytest.mark.parametrize("change", [{"meta": "ofset_view_proxy"}, {"general": "nothing"}, {"reconstructor": ":x"}])
-def test_unknown_scorers_are_refused_before_anything_starts(change):
-  (kind,) = change
-  with pytest.raises(UserError, match=f"config.rewards.{kind}.*it can be {next(iter(registry.SCORERS[kind]))}"):
-    RewardClient(dataclasses.replace(FAKES, **change))
-
-
-def test_close_names_are_suggested():
-  with pytest.raises(UserError, match="did you mean 'photometric'"):
-    registry.location("reconstructor", "fotometric")
 
 
 def test_an_interpreter_that_does_not_exist_is_refused():
@@ -575,54 +350,3 @@ def test_a_killed_trainer_leaves_nothing_behind(tmp_path, misdeed):
   trainer.communicate()
   wait_for(lambda: not is_running(sidecar) and not any(map(is_running, family)))
   assert names_in_shm() == []
-
-
-# --- what scorers may get wrong ---------------------------------------------------------------------------------------
-
-SOUND = View(
-  frames=np.zeros((3, 32, 40, 3), np.uint8),
-  rendered=np.zeros((3, 32, 40, 3), np.uint8),
-  offset_view=np.zeros((32, 40, 3), np.uint8),
-  offset_alpha=np.zeros((32, 40), np.float32),
-  poses=np.tile(np.eye(4), (3, 1, 1)),
-  depth_unit=1.0,
-)
-
-
-def run_scorers(views, metas=lambda views, prompts: [0.5] * len(views)):
-  """Runs scorers that answer with `views` and `metas` over as many clips."""
-  scorers = Scorers(lambda videos, paths: views, metas, lambda frames, prompts: [0.5] * len(frames), general_frames=2)
-  videos, count = np.zeros((len(views), 3, 64, 80, 3), np.uint8), len(views)
-  outcomes, _ = scorers(videos, [None] * count, ["prompt"] * count, ["reconstruction", "meta"], size=(32, 40))
-  return outcomes
-
-
-@pytest.mark.parametrize(
-  "wrong",
-  [
-    None,
-    dataclasses.replace(SOUND, frames=SOUND.frames[:2]),
-    dataclasses.replace(SOUND, rendered=SOUND.rendered.astype(np.float32)),
-    dataclasses.replace(SOUND, offset_view=None),
-    dataclasses.replace(SOUND, poses=SOUND.poses * np.nan),
-    dataclasses.replace(SOUND, offset_alpha=SOUND.offset_alpha + np.inf),
-    dataclasses.replace(SOUND, depth_unit=0.0),
-    dataclasses.replace(SOUND, depth_unit=math.nan),
-  ],
-)
-def test_an_unsound_reconstruction_is_never_shown_to_a_judge(wrong):
-  shown = []
-  lost, fine = run_scorers([wrong, SOUND], lambda views, prompts: shown.extend(views) or [0.5])
-  assert lost.reasons.keys() == {"reconstruction", "meta"} and not fine.reasons
-  assert shown == [SOUND] and fine.meta == 0.5
-
-
-@pytest.mark.parametrize("score", [None, "0.5", math.nan, 1.01, -0.01])
-def test_an_unsound_judgement_is_a_reason(score):
-  (outcome,) = run_scorers([SOUND], lambda views, prompts: [score])
-  assert isinstance(outcome.meta, Unscored) and outcome.view is SOUND
-
-
-def test_the_wrong_number_of_results_is_a_reason():
-  (outcome,) = run_scorers([SOUND], lambda views, prompts: [0.5, 0.5])
-  assert "2 results for 1 clips" in outcome.reasons["meta"]

@@ -11,21 +11,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from wr1_jax.errors import UserError
-from wr1_jax.models import make_tiny, text
+from wr1_jax.models import text
 
 PROMPTS = ["Camera push in. A lighthouse.", "", "wheat " * 100]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("tiny")
-  make_tiny.make(folder, seed=0)
-  return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(folder):
-  return text.load(folder, length=24, dtype=jnp.float32)
+def encoder(tiny_folder):
+  return text.load(tiny_folder, length=24, dtype=jnp.float32)
 
 
 def test_tokens_end_and_are_padded(encoder):
@@ -43,12 +36,12 @@ def test_embeddings_are_zero_after_the_end(encoder):
   assert (embeddings[~mask] == 0).all() and (np.abs(embeddings[mask]).max(axis=-1) > 0.1).all()
 
 
-def test_an_embedding_depends_on_its_prompt_alone(encoder, folder):
+def test_an_embedding_depends_on_its_prompt_alone(encoder, tiny_folder):
   """Neither on the rest of the batch nor on the padding."""
   alone = encoder.embed(encoder.state, *encoder.tokenize(PROMPTS[:1]))
   together = encoder.embed(encoder.state, *encoder.tokenize(PROMPTS))
   np.testing.assert_allclose(alone[0], together[0], atol=1e-5)
-  longer = text.load(folder, length=40, dtype=jnp.float32)
+  longer = text.load(tiny_folder, length=40, dtype=jnp.float32)
   padded = longer.embed(longer.state, *longer.tokenize(PROMPTS[:1]))
   np.testing.assert_allclose(alone[0], padded[0, :24], atol=1e-5)
 
@@ -68,23 +61,23 @@ def test_cleaning_equals_diffusers(prompt):
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "text_encoder"])
-def test_refuses_a_folder_without(folder, tmp_path, part):
-  shutil.copytree(folder, tmp_path / "model")
+def test_refuses_a_folder_without(tiny_folder, tmp_path, part):
+  shutil.copytree(tiny_folder, tmp_path / "model")
   shutil.rmtree(tmp_path / "model" / part)
   with pytest.raises(UserError, match=part):
     text.load(tmp_path / "model", length=24, dtype=jnp.float32)
 
 
-def test_refuses_a_damaged_tokenizer(folder, tmp_path):
-  shutil.copytree(folder, tmp_path / "model")
+def test_refuses_a_damaged_tokenizer(tiny_folder, tmp_path):
+  shutil.copytree(tiny_folder, tmp_path / "model")
   (tmp_path / "model" / "tokenizer" / "tokenizer.json").write_text("{")
   with pytest.raises(UserError, match="cannot be read"):
     text.load(tmp_path / "model", length=24, dtype=jnp.float32)
 
 
-def test_refuses_a_tokenizer_of_another_model(folder, tmp_path):
-  shutil.copytree(folder, tmp_path / "model")
-  tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+def test_refuses_a_tokenizer_of_another_model(tiny_folder, tmp_path):
+  shutil.copytree(tiny_folder, tmp_path / "model")
+  tokenizer = AutoTokenizer.from_pretrained(tiny_folder / "tokenizer")
   tokenizer.add_tokens([f"word{i}" for i in range(1024)])
   tokenizer.save_pretrained(tmp_path / "model" / "tokenizer")
   with pytest.raises(UserError, match="not of the same model"):

@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wr1_jax.data.prompts import Prompt
 from wr1_jax.errors import UserError
 from wr1_jax.rewards.compose import ClipReward
 from wr1_jax.sampling.rollout import Rollout
 from wr1_jax.training import reports
-from wr1_jax.training.rollouts import Batch, Scored
+from wr1_jax.training.iteration import Batch, Scored
 
 _REPO = Path(__file__).parents[1]
 _ITERATIONS = 5
@@ -181,7 +180,7 @@ def test_numbers_that_are_not_finite_stop_the_run(start, tmp_path):
 def test_every_kind_of_number_is_looked_at(broken, tmp_path):
   log_prob = np.array([[0.1, math.nan if broken == "log_prob" else 0.2]])
   rollout = Rollout(None, None, np.array([4]), log_prob, None)
-  batch = Batch((Prompt(0, "Camera push in. A jug."),), [None, None], None, rollout, None, None)
+  batch = Batch(("Camera push in. A jug.",), [None, None], None, rollout, None, None)
   scored = Scored([], [_reward(0.5), _reward(1.5)], group_size=2)
   values = {"policy/samples": 2.0, "policy/loss": 0.1, "policy/grad_norm": 1.0, "policy/lora_norm": 2.0}
   reports.check_finite(

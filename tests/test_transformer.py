@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parity import channels_first, channels_last, diffusers_transformer, error
 from safetensors.numpy import load_file, save_file
-from transformer_helpers import LORA, build, error, inputs, save_folder, small_config
+from transformer_helpers import LORA, build, inputs, save_folder, small_config
 
 from wr1_jax.errors import UserError
 from wr1_jax.models import transformer, weights
@@ -31,21 +32,13 @@ def load(folder, **options):
   return transformer.load(folder, **defaults | options)
 
 
-def diffusers_model(folder):
-  torch = pytest.importorskip("torch")
-  config = json.loads((folder / "config.json").read_text())
-  model = pytest.importorskip("diffusers").WanTransformer3DModel.from_config(config)
-  model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in load_file(folder / WEIGHTS).items()})
-  return model.eval()
-
-
 def diffusers_velocity(folder, latents, timestep, text):
   torch = pytest.importorskip("torch")
   with torch.no_grad():
-    out = diffusers_model(folder)(
-      torch.from_numpy(latents).permute(0, 4, 1, 2, 3), torch.from_numpy(timestep).long(), torch.from_numpy(text)
+    out = diffusers_transformer(folder)(
+      channels_first(latents), torch.from_numpy(timestep).long(), torch.from_numpy(text)
     ).sample
-  return out.permute(0, 2, 3, 4, 1).numpy()
+  return channels_last(out)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +64,7 @@ def test_every_tensor_of_diffusers_matters(tmp_path):
   """All tensors that diffusers itself writes are read, each into a place where it changes the velocity."""
   config = small_config(2, 16)
   abstract = jax.eval_shape(lambda base: base, save_folder(tmp_path, config))
-  diffusers_model(tmp_path).save_pretrained(tmp_path)
+  diffusers_transformer(tmp_path).save_pretrained(tmp_path)
   args = inputs(config, batch=1, sizes=(2, 4, 4))
   policy, _, base = load(tmp_path)
   velocity = jax.jit(lambda base: policy.reference(base)(*args))

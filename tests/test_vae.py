@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from parity import channels_first, channels_last, error
 
 from wr1_jax.errors import UserError
 from wr1_jax.models import vae, weights
@@ -23,11 +24,6 @@ CONFIG = vae.VAEConfig(
   latents_std=(1.0, 2.0, 0.5, 1.5),
 )
 SIZE = (32, 48)  # pixels
-
-
-def error(found, expected) -> float:
-  """||found - expected|| / ||expected||."""
-  return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +74,6 @@ def latents(frames: int, batch: int = 2) -> np.ndarray:
   return np.random.default_rng(frames).standard_normal(shape, np.float32)
 
 
-def channels_first(x: np.ndarray):
-  return pytest.importorskip("torch").from_numpy(x).permute(0, 4, 1, 2, 3)
-
-
 # 1, 2 and 5 latent frames; chunks that divide those after the first, that do not, and that are larger.
 CHUNKINGS = [(1, 1), (5, 1), (5, 4), (17, 1), (17, 2), (17, 3)]
 
@@ -90,7 +82,7 @@ CHUNKINGS = [(1, 1), (5, 1), (5, 4), (17, 1), (17, 2), (17, 3)]
 def test_encode_equals_diffusers(parts, reference, frames, frames_per_chunk):
   torch = pytest.importorskip("torch")
   with torch.no_grad():
-    mode = reference.encode(channels_first(video(frames))).latent_dist.mode().permute(0, 2, 3, 4, 1).numpy()
+    mode = channels_last(reference.encode(channels_first(video(frames))).latent_dist.mode())
   found = compiled("encode", parts[0], frames_per_chunk)(parts[1], video(frames))
   assert found.dtype == jnp.float32
   assert error(found, (mode - np.array(CONFIG.latents_mean)) / np.array(CONFIG.latents_std)) <= 1e-5
@@ -102,7 +94,7 @@ def test_decode_equals_diffusers(parts, reference, frames, frames_per_chunk):
   z = latents(frames)
   plain = (z * np.array(CONFIG.latents_std) + np.array(CONFIG.latents_mean)).astype(np.float32)
   with torch.no_grad():
-    expected = reference.decode(channels_first(plain)).sample.permute(0, 2, 3, 4, 1).numpy()
+    expected = channels_last(reference.decode(channels_first(plain)).sample)
   found = compiled("decode", parts[0], frames_per_chunk)(parts[1], z)
   assert found.dtype == jnp.float32 and found.shape == (2, frames, *SIZE, 3)
   assert np.abs(expected).max() == 1 and expected.std() > 0.1, "the case should show that pixels are clipped"

@@ -53,12 +53,6 @@ def inputs(config: transformer.TransformerConfig, batch: int = 2, sizes: tuple[i
   return latents, timestep, text
 
 
-def error(found, expected) -> float:
-  """||found - expected|| / ||expected||."""
-  found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-  return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
 def _random(abstract: nnx.State) -> nnx.State:
   rng = np.random.default_rng(1)
   flat = []

@@ -1,4 +1,4 @@
-"""The command line that every program of the package shares: `--config=FILE`, `--config.KEY=VALUE` and its own flags."""
+"""The command line that all programs share: `--config=FILE`, `--config.KEY=VALUE` and the program's own flags."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Every option of the project: its name, type, default and meaning, in one place.
+"""Every option of the project: its name, type, range, default and meaning, in one place.
 
-The defaults are the paper's Small model. A file in `configs/` starts from `default()`, changes what it needs and returns
-an `ml_collections.ConfigDict`; the command line may override any key (`--config.sampling.steps=8`). `resolve` turns the
-result into the frozen dataclasses below, which is all that the parts ever see.
+The defaults are the paper's Small model. A file in `configs/` starts from `default()`, changes what it needs and
+returns an `ml_collections.ConfigDict`; the command line may override any key (`--config.sampling.steps=8`). `resolve`
+turns the result into the frozen dataclasses below, which is all that the parts ever see.
 
 This module imports neither jax nor torch, so that the reward sidecar can read its own section.
 """
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ml_collections
 
@@ -21,13 +22,38 @@ from wr1_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
+class Range:
+  """The values that an option may have, as part of its type: `low` to `high`, without the two themselves if `open`."""
+
+  low: float
+  high: float = math.inf
+  open: bool = False
+
+  def __contains__(self, value: float) -> bool:
+    within = self.low < value < self.high if self.open else self.low <= value <= self.high
+    return within and math.isfinite(value)
+
+  def __str__(self) -> str:
+    if self.high == math.inf:
+      return f"above {self.low}" if self.open else f"at least {self.low}"
+    return f"{'strictly ' if self.open else ''}between {self.low} and {self.high}"
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, open=True)]
+NonNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Which Wan2.1-shaped diffusers folder to train, and how to compute with it."""
 
-  path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # folder with model_index.json; sizes come from its config.json files
+  path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"  # folder in diffusers layout; sizes come from its config.json files
   dtype: Literal["bfloat16", "float32"] = "bfloat16"  # base weights and matrix products; LoRA and norms are float32
   vae_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-  vae_frames_per_chunk: int = 1  # latent frames decoded at once; changes memory and speed, never the result
+  vae_frames_per_chunk: Count = 1  # latent frames decoded at once; changes memory and speed, never the result
   attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # auto: cuDNN on GPU, splash on TPU, XLA on CPU
   # What the backward pass keeps: nothing but each block's input ("full"), also what the self-attention needs
   # ("attention", faster and larger), or everything ("none").
@@ -38,18 +64,18 @@ class ModelConfig:
 class LoRAConfig:
   """Low-rank adapters on q, k, v and out of both attentions: the only weights that are trained."""
 
-  rank: int = 32
-  alpha: float = 64.0
+  rank: Count = 32
+  alpha: Positive = 64.0
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoConfig:
   """The clips that are made: pixels and frames per second. frames = 4 k + 1; sides divide by 16."""
 
-  height: int = 480
-  width: int = 832
-  frames: int = 81
-  fps: int = 16
+  height: Count = 480
+  width: Count = 832
+  frames: Count = 81
+  fps: Count = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +83,16 @@ class CameraConfig:
   """What a camera word means, in units in which the scene is `scene_depth` away (the public release's magnitudes)."""
 
   moves: str = ""  # asks every clip for these moves, such as "push in, pan left"; empty: those that its prompt names
-  scene_depth: float = 1000.0
-  focal: float = 1.2  # in image widths
-  zoom: float = 600.0  # push in, pull out
-  move: float = 220.0
-  pan_degrees: float = 14.0
-  orbit_degrees: float = 24.0
-  orbit_radius: float = 600.0
-  pull_move: float = 160.0
-  pull_zoom: float = 300.0
-  pull_yaw_degrees: float = 8.0
+  scene_depth: Positive = 1000.0
+  focal: Positive = 1.2  # in image widths
+  zoom: NonNegative = 600.0  # push in, pull out
+  move: NonNegative = 220.0
+  pan_degrees: NonNegative = 14.0
+  orbit_degrees: NonNegative = 24.0
+  orbit_radius: Positive = 600.0
+  pull_move: NonNegative = 160.0
+  pull_zoom: NonNegative = 300.0
+  pull_yaw_degrees: NonNegative = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,31 +102,33 @@ class NoiseWarpConfig:
   # none; initial: warped noise is the start (paper); blend: a variance-preserving mix with i.i.d. noise;
   # stepwise_delta: plain start, and a low-passed delta added during the first steps (release).
   mode: Literal["none", "initial", "blend", "stepwise_delta"] = "stepwise_delta"
-  strength: float = 0.35  # of blend and stepwise_delta
-  degradation: float = 0.35  # share of fresh noise mixed into the warped noise, variance kept
-  upscale: int = 8  # noise is carried on a canvas this many times finer than the latents
-  max_flow: float = 0.25  # cap on the flow of one frame, in longer sides
-  delta_steps: float = 0.16  # stepwise_delta: share of the steps that get a delta
-  delta_last_weight: float = 0.1  # stepwise_delta: weights fall from 1 to this, then are normalised
-  delta_blur: int = 9  # stepwise_delta: side of the box that low-passes the delta, in latent pixels
+  strength: Share = 0.35  # of blend and stepwise_delta
+  degradation: Share = 0.35  # share of fresh noise mixed into the warped noise, variance kept
+  upscale: Count = 8  # noise is carried on a canvas this many times finer than the latents
+  max_flow: Positive = 0.25  # cap on the flow of one frame, in longer sides
+  delta_steps: Share = 0.16  # stepwise_delta: share of the steps that get a delta
+  delta_last_weight: Share = 0.1  # stepwise_delta: weights fall from 1 to this, then are normalised
+  delta_blur: Count = 9  # stepwise_delta: side of the box that low-passes the delta, in latent pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
   """Rollouts: the sigma grid, guidance, and where and how the policy is stochastic."""
 
-  steps: int = 20
-  shift: float = 3.0  # 3.0 for 480p, 5.0 for 720p
-  guidance: float = 5.0  # 1.0: no guidance, in rollouts and updates alike
+  steps: Count = 20
+  shift: Positive = 3.0  # 3.0 for 480p, 5.0 for 720p
+  guidance: NonNegative = 5.0  # 1.0: no guidance, in rollouts and updates alike
   negative_prompt: str = ""
-  text_length: int = 512  # tokens
+  text_length: Count = 512  # tokens
   noise: Literal["linear", "sqrt", "cps"] = "linear"
-  sqrt_scale: float = 0.7  # a of "sqrt"
-  sqrt_max_sigma: float = 0.96  # "sqrt" clamps the sigma of its denominator here, or the first step explodes
-  cps_eta: float = 0.8  # eta of "cps"
-  window: int = 1  # stochastic steps of a rollout; only these are stored and trained
-  window_start_min: int = 0  # the window starts at a step drawn uniformly from min..max, both included
-  window_start_max: int = 9
+  sqrt_scale: NonNegative = 0.7  # a of "sqrt"
+  sqrt_max_sigma: Annotated[float, Range(0, 1, open=True)] = (
+    0.96  # "sqrt" clamps the sigma of its denominator here, or the first step explodes
+  )
+  cps_eta: Share = 0.8  # eta of "cps"
+  window: Count = 1  # stochastic steps of a rollout; only these are stored and trained
+  window_start_min: Natural = 0  # the window starts at a step drawn uniformly from min..max, both included
+  window_start_max: Natural = 9
   shared_start_noise: bool = True  # one start for a whole group: its deterministic prefix is computed once
 
 
@@ -108,9 +136,9 @@ class SamplingConfig:
 class ObjectiveConfig:
   """Flow-GRPO's clipped policy loss with a closed-form KL to the LoRA-off reference."""
 
-  clip_range: float = 1e-3
-  kl_weight: float = 0.004  # 0 skips the reference passes
-  advantage_clip: float = 5.0
+  clip_range: Positive = 1e-3
+  kl_weight: NonNegative = 0.004  # 0 skips the reference passes
+  advantage_clip: Positive = 5.0
   advantage_std: Literal["group", "batch"] = "group"
   step_weights: bool = True  # Flash-GRPO's lambda
 
@@ -119,25 +147,27 @@ class ObjectiveConfig:
 class OptimizerConfig:
   """AdamW and the running average of the adapters."""
 
-  learning_rate: float = 1e-4
-  beta1: float = 0.9
-  beta2: float = 0.999
-  weight_decay: float = 1e-4
-  max_grad_norm: float = 1.0
-  ema_decay: float = 0.9  # ceiling; the decay warms up as (1 + n) / (10 + n)
-  ema_every: int = 8  # optimiser steps between two averages
+  learning_rate: Positive = 1e-4
+  beta1: Share = 0.9
+  beta2: Share = 0.999
+  weight_decay: NonNegative = 1e-4
+  max_grad_norm: Positive = 1.0
+  ema_decay: Share = 0.9  # ceiling; the decay warms up as (1 + n) / (10 + n)
+  ema_every: Count = 8  # optimiser steps between two averages
 
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionConfig:
   """The weight-free reconstructor: camera path and Gaussian scene from the video alone."""
 
-  max_pixels: int = 96 * 160  # a larger frame is shrunk to about this area first
-  max_frames: int = 33  # of a longer clip, this many evenly spaced frames are optimised and the rest interpolated
-  focal: float = 1.2  # assumed focal length in image widths
-  iterations: int = 1  # multiplies the optimiser's steps: more is slower and more accurate
-  offset_back: float = 0.15  # the offset view: this far behind the path, in median depths
-  offset_side: float = 0.15  # and this far to its side
+  max_pixels: Count = 96 * 160  # a larger frame is shrunk to about this area first
+  max_frames: Annotated[int, Range(2)] = (
+    33  # of a longer clip, this many evenly spaced frames are optimised and the rest interpolated
+  )
+  focal: Positive = 1.2  # assumed focal length in image widths
+  iterations: Count = 1  # multiplies the optimiser's steps: more is slower and more accurate
+  offset_back: NonNegative = 0.15  # the offset view: this far behind the path, in median depths
+  offset_side: NonNegative = 0.15  # and this far to its side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,20 +176,20 @@ class RewardsConfig:
 
   python: str = ""  # interpreter of the sidecar; empty: this one
   device: str = "cpu"
-  threads: int = 1  # of the sidecar
+  threads: Count = 1  # of the sidecar
   reconstructor: str = "photometric"
   meta: str = "offset_view_proxy"
   general: str = "frame_quality_proxy"
   reconstruction: ReconstructionConfig = ReconstructionConfig()
-  general_weight: float = 1.0  # lambda_gen
-  general_frames: int = 8  # R_gen looks at the first K frames
+  general_weight: NonNegative = 1.0  # lambda_gen
+  general_frames: Count = 8  # R_gen looks at the first K frames
   lpips_network: Literal["alexnet", "vgg16"] = "alexnet"
-  translation_tolerance: float = 0.25  # S_traj = exp(-(e_t / this + e_r / that)), in target path lengths
-  rotation_tolerance_degrees: float = 6.0
-  max_scale: float = 3.0  # the fitted scale of a recovered path stays within [1/this, this]
-  job_seconds: float = 300.0  # a job that takes longer is given up and its sidecar restarted
-  start_seconds: float = 300.0  # a sidecar that is not ready by then has failed
-  retries: int = 1  # of a job, each on a fresh sidecar; after that its rewards are NaN with a reason
+  translation_tolerance: Positive = 0.25  # S_traj = exp(-(e_t / this + e_r / that)); in reaches of the target path
+  rotation_tolerance_degrees: Positive = 6.0
+  max_scale: Annotated[float, Range(1)] = 3.0  # the fitted scale of a recovered path stays within [1/this, this]
+  job_seconds: Positive = 300.0  # a job that takes longer is given up and its sidecar restarted
+  start_seconds: Positive = 300.0  # a sidecar that is not ready by then has failed
+  retries: Natural = 1  # of a job, each on a fresh sidecar; after that its rewards are NaN with a reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,18 +213,18 @@ class MeshConfig:
 class TrainConfig:
   """The loop."""
 
-  seed: int = 0
-  iterations: int = 300
-  main_iterations: int = 100  # R, on static prompts
-  dynamic_iterations: int = 50  # R_gen alone, on dynamic prompts; then main again. 0: no periodic phase
-  groups: int = 48  # prompts an iteration
-  group_size: int = 8  # videos a prompt
-  groups_per_rollout: int = 1  # prompts that roll out together: one compiled batch of groups_per_rollout * group_size
-  decode_batch: int = 1  # videos that a device decodes at once, at most
-  update_batch: int = 1  # stored steps that a device trains on at once, at most; gradients are accumulated
-  checkpoint_every: int = 10  # iterations
-  keep_checkpoints: int = 3
-  video_every: int = 10  # iterations between two logged videos
+  seed: Natural = 0
+  iterations: Count = 300
+  main_iterations: Natural = 100  # R, on static prompts
+  dynamic_iterations: Natural = 50  # R_gen alone, on dynamic prompts; then main again. 0: no periodic phase
+  groups: Count = 48  # prompts an iteration
+  group_size: Annotated[int, Range(2)] = 8  # videos a prompt; an advantage compares them with each other
+  groups_per_rollout: Count = 1  # prompts that roll out together: one compiled batch of groups_per_rollout * group_size
+  decode_batch: Count = 1  # videos that a device decodes at once, at most
+  update_batch: Count = 1  # stored steps that a device trains on at once, at most; gradients are accumulated
+  checkpoint_every: Count = 10  # iterations
+  keep_checkpoints: Count = 3
+  video_every: Count = 10  # iterations between two logged videos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +266,7 @@ def resolve(values: ml_collections.ConfigDict) -> Config:
   """Checks `values` against the schema above and returns it as frozen dataclasses.
 
   Raises:
-    UserError: an option is unknown, missing or of the wrong type, or outside its choices.
+    UserError: an option is unknown, missing or of the wrong type, or outside its choices or range.
   """
   return _resolve(values, Config, prefix="")
 
@@ -256,7 +286,7 @@ def _names(schema: type, prefix: str) -> list[str]:
 
 
 def _resolve(values: Mapping[str, Any], schema: type, prefix: str) -> Any:
-  kinds = typing.get_type_hints(schema)
+  kinds = typing.get_type_hints(schema, include_extras=True)
   for name in values:
     if name not in kinds:
       raise unknown_option(prefix + name)
@@ -269,6 +299,12 @@ def _resolve(values: Mapping[str, Any], schema: type, prefix: str) -> Any:
 def _checked(value: Any, kind: Any, name: str) -> Any:
   if dataclasses.is_dataclass(kind):
     return _resolve(value, kind, prefix=f"{name}.")
+  if typing.get_origin(kind) is Annotated:
+    kind, allowed = typing.get_args(kind)
+    value = _checked(value, kind, name)
+    if value not in allowed:
+      raise UserError(f"config.{name} is {value}; it must be {allowed}.")
+    return value
   if typing.get_origin(kind) is Literal:
     if value not in typing.get_args(kind):
       raise UserError(f"config.{name} is {value!r}; it can be {', '.join(map(repr, typing.get_args(kind)))}.")

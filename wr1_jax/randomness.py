@@ -16,12 +16,12 @@ class Purpose(enum.IntEnum):
   """What a draw is for: two purposes never share a stream."""
 
   INIT = 0  # new weights (LoRA)
-  PROMPTS = 1  # which prompts an iteration uses
+  STATIC_PROMPTS = 1  # which prompts an iteration of the main phase uses
   WINDOW = 2  # where the stochastic window starts
   START_NOISE = 3  # the latents that a rollout starts from
   TRANSITION = 4  # the noise of a stochastic sampling step
   CAMERA_NOISE = 5  # fresh noise spent while noise is carried along a camera path
-  PREVIEW = 6  # evaluation samples
+  DYNAMIC_PROMPTS = 6  # which prompts an iteration of the dynamic phase uses
 
 
 def stream(seed: int, purpose: Purpose) -> Key[Array, ""]:

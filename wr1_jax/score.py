@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 import tqdm
 from absl import flags
 
@@ -35,13 +34,13 @@ from wr1_jax.rewards import clips, jobs
 from wr1_jax.rewards.client import RewardClient
 from wr1_jax.rewards.clips import ClipError
 from wr1_jax.rewards.compose import METRICS, Composer, Target
-from wr1_jax.rewards.jobs import ClipResult, Job
+from wr1_jax.rewards.jobs import Job
 from wr1_jax.rewards.supervisor import Results
 
 _IN_FLIGHT = 2  # the next clip is read while one is scored
 
 
-def score_folder(config: Config, videos: Path, prompts: Path, out: Path):
+def score_folder(config: Config, videos: Path, prompts: Path, out: Path) -> None:
   """Scores every clip of the folder `videos` and writes the lines described above to `out`.
 
   Raises:
@@ -114,13 +113,8 @@ class _Scorer:
     reasons = dict(reward.reasons)
     if result.poses is None:
       return line | {"poses": None, "reasons": reasons | {"poses": result.reasons["reconstruction"]}}
-    return line | {"poses": _in_depth_units(result).tolist(), "reasons": reasons}
-
-
-def _in_depth_units(result: ClipResult) -> np.ndarray:
-  poses = result.poses.astype(np.float64)
-  poses[:, :3, 3] /= result.depth_unit
-  return poses
+    poses = jobs.in_scene_depths(result.poses, result.depth_unit)
+    return line | {"poses": poses.tolist(), "reasons": reasons}
 
 
 def _opened(out: Path) -> TextIO:
@@ -130,13 +124,13 @@ def _opened(out: Path) -> TextIO:
     raise UserError(f"--out={out} cannot be written: {error.strerror}.") from error
 
 
-def _define_flags(values: flags.FlagValues):
+def _define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("videos", None, "folder of clips (.mp4, .npy)", flag_values=values)
   flags.DEFINE_string("prompts", None, "UTF-8 file of one prompt a line", flag_values=values)
   flags.DEFINE_string("out", None, "file for the scores, one JSON object a line", flag_values=values)
 
 
-def main(argv: Sequence[str]):
+def main(argv: Sequence[str]) -> None:
   """Entry of the command line."""
   with errors.reported():
     config, values = cli.parse(argv, _define_flags)

@@ -1,7 +1,7 @@
 """Trains: `python -m wr1_jax.train --config=configs/tiny.py --workdir=DIR`.
 
-One iteration, as in the World-R1 paper: prompts -> text embeddings and camera paths -> warped start noise -> rollouts with a
-stochastic window -> videos -> rewards -> advantages within each prompt's group -> one update of the adapters.
+One iteration, as in the World-R1 paper: prompts -> text embeddings and camera paths -> warped start noise -> rollouts
+with a stochastic window -> videos -> rewards -> advantages within each prompt's group -> one update of the adapters.
 
 The same command goes on from the last checkpoint in DIR, with the same numbers as if it had never stopped.
 """
@@ -26,7 +26,7 @@ from wr1_jax.randomness import Purpose
 from wr1_jax.rewards.client import RewardClient
 from wr1_jax.training import phases, preflight, programs, reports, run_folder, state, stop
 from wr1_jax.training.checkpoint import Checkpoints
-from wr1_jax.training.rollouts import RolloutWorker
+from wr1_jax.training.iteration import Runner
 from wr1_jax.training.run_log import RunLog
 from wr1_jax.training.stopwatch import Stopwatch
 
@@ -43,7 +43,10 @@ def train(config: Config, workdir: Path) -> None:
     phases.Phase.MAIN: prompts.load_static(config.data),
     phases.Phase.DYNAMIC: prompts.load_dynamic(config.data),
   }
-  prompt_key = randomness.stream(config.train.seed, Purpose.PROMPTS)
+  prompt_keys = {
+    phases.Phase.MAIN: randomness.stream(config.train.seed, Purpose.STATIC_PROMPTS),
+    phases.Phase.DYNAMIC: randomness.stream(config.train.seed, Purpose.DYNAMIC_PROMPTS),
+  }
   groups, iterations = config.train.groups, config.train.iterations
   videos_a_rollout = config.train.groups_per_rollout * config.train.group_size
 
@@ -52,6 +55,7 @@ def train(config: Config, workdir: Path) -> None:
     request = stack.enter_context(stop.on_signals())
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints))
     rewards = stack.enter_context(RewardClient(config.rewards))
+    run_folder.write_versions(workdir, rewards.versions)
     rewards.check_room(videos_a_rollout, config.video.frames, config.video.height, config.video.width)
 
     model = pipeline.load(config, mesh, randomness.stream(config.train.seed, Purpose.INIT))
@@ -63,7 +67,7 @@ def train(config: Config, workdir: Path) -> None:
       train_state = checkpoints.restore(done, train_state)
     run = programs.compile_all(config, model, mesh, train_state)
     reports.startup(config, model, run, done)
-    worker = RolloutWorker(config, model, mesh, run, rewards)
+    runner = Runner(config, model, mesh, run, rewards)
 
     log = stack.enter_context(RunLog(workdir, resume_at=done))
     bar = stack.enter_context(tqdm(total=iterations, initial=done, desc="training", unit="it", disable=None))
@@ -71,24 +75,22 @@ def train(config: Config, workdir: Path) -> None:
       for iteration in range(done, iterations):
         watch = Stopwatch()
         place = phases.place(iteration, config.train)
-        drawn = prompt_sets[place.phase].draw(
-          randomness.at(prompt_key, list(phases.Phase).index(place.phase)), place.earlier * groups, groups
-        )
+        drawn = prompt_sets[place.phase].draw(prompt_keys[place.phase], place.earlier * groups, groups)
 
         # Rollouts. Each batch of videos is on its way to the sidecar while the next is made.
         batches = []
-        for start in range(0, groups, config.train.groups_per_rollout):
+        for start in reports.rollout_bar(range(0, groups, config.train.groups_per_rollout)):
           request.check()
           group = drawn[start : start + config.train.groups_per_rollout]
-          batch = worker.roll_out(train_state.lora, iteration, start, group, place.phase, watch)
+          batch = runner.roll_out(train_state.lora, iteration, start, group, place.phase, watch)
           batches.append(batch.without_videos() if batches else batch)  # the log shows those of the first
 
         # Rewards, and how much better each video is than the others of its prompt.
-        scored = worker.collect(batches, place.phase, watch, request)
+        scored = runner.collect(batches, place.phase, watch, request)
         advantage = advantages(scored.total, scored.valid, config.objective)
 
         # One update.
-        train_state, terms = worker.update(train_state, batches, advantage, watch)
+        train_state, terms = runner.update(train_state, batches, advantage, watch)
         done = iteration + 1
         metrics = reports.metrics(scored, advantage, terms, watch)
         reports.check_finite(metrics, iteration, batches, scored, workdir)

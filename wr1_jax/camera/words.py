@@ -60,7 +60,7 @@ def moves_from_option(option: str) -> tuple[Move, ...]:
   """
   parts = [_normalised(re.sub("[_-]", " ", part)) for part in option.split(",")]
   if not any(parts):
-    raise UserError(f"The camera option {option!r} names no move; give one or more of: {', '.join(Move)}.")
+    raise UserError(f"config.camera.moves = {option!r} names no move; give one or more of: {', '.join(Move)}.")
   return tuple(_move(part, option) for part in parts)
 
 
@@ -71,6 +71,6 @@ def _move(words: str, option: str) -> Move:
     close = difflib.get_close_matches(words, list(Move), n=2)
     hint = f" Did you mean {' or '.join(repr(str(word)) for word in close)}?" if close else ""
     raise UserError(
-      f"The camera option {option!r} contains {words!r}, which is no camera move.{hint} Moves are separated by commas"
-      f" and each is one of: {', '.join(Move)}."
+      f"config.camera.moves = {option!r} contains {words!r}, which is no camera move.{hint} Moves are separated by "
+      f"commas and each is one of: {', '.join(Move)}."
     ) from None

@@ -7,39 +7,32 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 from wr1_jax import randomness
 from wr1_jax.config import DataConfig
 from wr1_jax.errors import UserError
 
-_SHIPPED = Path(__file__).parent / "prompts"
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-  """One line of a prompt file."""
-
-  index: int  # among the file's prompts
-  text: str
+_SHIPPED = Path(__file__).parents[1] / "assets" / "prompts"
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
   """The prompts of one phase."""
 
-  prompts: tuple[Prompt, ...]
+  texts: tuple[str, ...]
 
-  def draw(self, key: jax.Array, start: int, count: int) -> tuple[Prompt, ...]:
+  def draw(self, key: Key[Array, ""], start: int, count: int) -> tuple[str, ...]:
     """The prompts `start .. start + count` of an endless sequence: one shuffled pass over the file after the other.
 
     Args:
       key: key of the sequence; each pass is shuffled by `fold_in(key, pass)`.
       start: how many prompts of the sequence were drawn before.
     """
-    size = len(self.prompts)
+    size = len(self.texts)
     places = np.arange(start, start + count)
     orders = {p: jax.device_get(jax.random.permutation(randomness.at(key, int(p)), size)) for p in set(places // size)}
-    return tuple(self.prompts[int(orders[place // size][place % size])] for place in places)
+    return tuple(self.texts[int(orders[place // size][place % size])] for place in places)
 
 
 def load(path: Path) -> PromptSet:
@@ -48,7 +41,7 @@ def load(path: Path) -> PromptSet:
   Raises:
     UserError: the file is missing, empty or not UTF-8.
   """
-  return PromptSet(tuple(Prompt(index, text) for index, text in enumerate(read_lines(path))))
+  return PromptSet(tuple(read_lines(path)))
 
 
 def load_static(config: DataConfig) -> PromptSet:

@@ -1,4 +1,4 @@
-"""Video files, by calling ffmpeg itself: imageio evens out frame rates, and forks, which a process that runs JAX must not."""
+"""Video files, by calling ffmpeg itself: imageio evens out frame rates, and forks, which JAX does not survive."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Attention:
   implementation: str = "auto"
   mesh: Mesh | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.implementation not in ("auto", *_PLATFORMS):
       raise UserError(f"config.model.attention is {self.implementation!r}; it can be auto, {', '.join(_PLATFORMS)}.")
     if self.implementation != "auto" and self.platform not in _PLATFORMS[self.implementation]:

@@ -13,11 +13,9 @@ import argparse
 import dataclasses
 import functools
 import importlib.resources
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +69,7 @@ def make(out: Path, seed: int) -> None:
     "transformer": ["diffusers", "WanTransformer3DModel"],
     "vae": ["diffusers", "AutoencoderKLWan"],
   }
-  _write_json(out / "model_index.json", index)
+  weights.write_json(out / "model_index.json", index)
 
 
 def _random_weights(
@@ -99,7 +97,7 @@ def _random_weights(
 
 def _write_tokenizer(folder: Path) -> None:
   """A byte-level BPE (it knows every character, and training it is deterministic) with T5's padding and end tokens."""
-  prompts = importlib.resources.files("wr1_jax") / "data" / "prompts"
+  prompts = importlib.resources.files("wr1_jax") / "assets" / "prompts"
   lines = [line for name in ("static.txt", "dynamic.txt") for line in (prompts / name).read_text("utf-8").splitlines()]
   tokenizer = Tokenizer(models.BPE())
   tokenizer.normalizer = normalizers.NFKC()
@@ -123,7 +121,7 @@ def _write_tokenizer(folder: Path) -> None:
     "eos_token": _END,
     "model_max_length": _LONGEST_PROMPT,
   }
-  _write_json(folder / "tokenizer_config.json", config)
+  weights.write_json(folder / "tokenizer_config.json", config)
 
 
 def _write_scheduler(folder: Path) -> None:
@@ -139,11 +137,7 @@ def _write_scheduler(folder: Path) -> None:
     "use_flow_sigmas": True,
   }
   folder.mkdir(parents=True, exist_ok=True)
-  _write_json(folder / "scheduler_config.json", config)
-
-
-def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
-  path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+  weights.write_json(folder / "scheduler_config.json", config)
 
 
 def main() -> None:

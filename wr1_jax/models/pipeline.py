@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, UInt8
 
-from wr1_jax.config import Config, ModelConfig
+from wr1_jax.config import Config, ModelConfig, VideoConfig
 from wr1_jax.errors import UserError
 from wr1_jax.models import text, transformer, vae
 from wr1_jax.models.attention import Attention
@@ -27,13 +27,14 @@ class WanModel:
   transformer: transformer.AdaptedTransformer
   lora: nnx.State  # float32
   base: nnx.State
+  vae_config: vae.VAEConfig
   vae_graphdef: nnx.GraphDef
   vae_state: nnx.State
   text: text.TextEncoder
 
-  @property
-  def latent_channels(self) -> int:
-    return self.transformer.config.in_channels
+  def latent_shape(self, video: VideoConfig) -> tuple[int, int, int, int]:
+    """`[T', H', W', C]` of one clip's latents; a `UserError` where the autoencoder cannot take such clips."""
+    return self.vae_config.latent_shape(video.frames, video.height, video.width)
 
   def decode(
     self, vae_state: nnx.State, latents: Float[Array, "B T H W C"], *, frames_per_chunk: int
@@ -60,7 +61,7 @@ def load(config: Config, mesh: Mesh, lora_key: Key[Array, ""]) -> WanModel:
   )
   autoencoder = vae.load(folder / "vae", dtype=jnp.dtype(config.model.vae_dtype), mesh=mesh)
   encoder = text.load(folder, length=config.sampling.text_length, dtype=jnp.dtype(config.model.dtype), mesh=mesh)
-  return WanModel(network, lora, base, *nnx.split(autoencoder), encoder)
+  return WanModel(network, lora, base, autoencoder.config, *nnx.split(autoencoder), encoder)
 
 
 def find_folder(config: ModelConfig) -> Path:
@@ -83,7 +84,7 @@ def find_folder(config: ModelConfig) -> Path:
 
 def _fetch(name: str) -> Path:
   if name.count("/") != 1 or name.startswith((".", "/", "~")):
-    shipped = ", ".join(sorted(path.name for path in _SHIPPED.glob("*")))
+    shipped = ", ".join(sorted(path.parent.name for path in _SHIPPED.glob("*/model_index.json")))
     raise UserError(
       f"config.model.path = {name}: there is no such folder. It can be a folder in diffusers layout, a name on the "
       f"Hugging Face hub (owner/model), or one that is shipped with the package ({shipped})."

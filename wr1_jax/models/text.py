@@ -72,7 +72,7 @@ def load(folder: str | os.PathLike, *, length: int, dtype: DTypeLike, mesh: Mesh
   encoder = umt5.load(Path(folder) / "text_encoder", dtype=dtype, mesh=mesh)
   if len(tokenizer) > encoder.config.vocab_size:
     raise UserError(
-      f"The tokenizer in {folder} has {len(tokenizer)} tokens, and the text encoder beside it knows only "
+      f"the tokenizer in {folder} has {len(tokenizer)} tokens, and the text encoder beside it knows only "
       f"{encoder.config.vocab_size}: they are not of the same model."
     )
   return TextEncoder(tokenizer, encoder, length=length)
@@ -80,8 +80,8 @@ def load(folder: str | os.PathLike, *, length: int, dtype: DTypeLike, mesh: Mesh
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
   if not folder.is_dir():
-    raise UserError(f"There is no folder {folder}: it should hold a tokenizer (tokenizer.json, tokenizer_config.json).")
+    raise UserError(f"there is no folder {folder}: it should hold a tokenizer (tokenizer.json, tokenizer_config.json).")
   try:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
   except Exception as error:  # whatever a damaged file makes the library raise
-    raise UserError(f"The tokenizer in {folder} cannot be read ({type(error).__name__}: {error}).") from error
+    raise UserError(f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {error}).") from error

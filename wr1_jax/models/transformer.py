@@ -180,11 +180,12 @@ class WanTransformer(nnx.Module):
     attention.kernel(dtype, config.attention_head_dim)  # what it cannot compute is said now
     self.config, self.dtype, self.attention, self.remat = config, dtype, attention, remat
     dim, patch = config.dim, math.prod(config.patch_size)
-    linear = functools.partial(nnx.Linear, rngs=rngs)
+    # Accelerators would multiply float32 matrices in 10 or 7 bits, and these layers are cheap.
+    linear = functools.partial(nnx.Linear, precision="highest", rngs=rngs)
+    text_linear = functools.partial(nnx.Linear, dtype=dtype, param_dtype=dtype, rngs=rngs)
     self.patch_embedding = linear(patch * config.in_channels, dim)
     self.time_in, self.time_out, self.time_proj = linear(config.freq_dim, dim), linear(dim, dim), linear(dim, 6 * dim)
-    self.text_in = linear(config.text_dim, dim, dtype=dtype, param_dtype=dtype)
-    self.text_out = linear(dim, dim, dtype=dtype, param_dtype=dtype)
+    self.text_in, self.text_out = text_linear(config.text_dim, dim), text_linear(dim, dim)
 
     @nnx.split_rngs(splits=config.num_layers)
     @nnx.vmap

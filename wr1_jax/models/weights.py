@@ -212,10 +212,10 @@ def save(
   if len(shards) > 1:
     weight_map = {name: file for file, shard in zip(files, shards) for name, _, _ in shard}
     total_size = sum(leaf.nbytes for leaf in leaves.values())
-    _write_json(
+    write_json(
       folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     )
-  _write_json(folder / "config.json", config)
+  write_json(folder / "config.json", config)
 
 
 class _Checkpoint:
@@ -388,5 +388,6 @@ def _read_json(path: Path) -> dict[str, Any]:
   return contents
 
 
-def _write_json(path: Path, contents: Mapping[str, Any]) -> None:
+def write_json(path: Path, contents: Mapping[str, Any]) -> None:
+  """Writes a model folder's JSON file."""
   path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")

@@ -87,7 +87,7 @@ def policy_loss(
   share = steps.weight / jnp.maximum(total_weight, 1e-8)
 
   v = velocity(steps.state, timestep, step_text, negative)
-  new_log_prob = sde.log_prob(steps.action, policy.mean(steps.state, v, steps.step), policy.scale(steps.step))
+  new_log_prob = sde.log_prob(steps.action, policy.mean(steps.state, v, steps.step), policy.std_at(steps.step))
   ratio = jnp.exp(jnp.clip(new_log_prob - steps.log_prob, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
   clipped = jnp.clip(ratio, 1 - config.clip_range, 1 + config.clip_range)
   losses = jnp.asarray(step_weights)[steps.step] * jnp.maximum(-steps.advantage * ratio, -steps.advantage * clipped)

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
-from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, PyTree, Shaped
 
 from wr1_jax.config import MeshConfig
 from wr1_jax.errors import UserError
@@ -116,25 +115,26 @@ def gather(tree: T, mesh: Mesh | None) -> T:
   return tree if mesh is None else jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
-def shard_params(mesh: Mesh, abstract_state: nnx.State, *, small: int = _SMALL) -> nnx.State:
+def shard_params(mesh: Mesh, state: PyTree, *, small: int = _SMALL) -> PyTree:
   """Shardings of weights: each is split over fsdp along the longer of its last two axes that divides evenly.
 
   Those are the input and output features, never the axis that layers are stacked along (which a scan walks through).
   Weights of fewer than `small` elements, and those that do not divide, are copied.
 
   Args:
-    abstract_state: any state whose leaves have a shape.
+    state: any tree whose leaves have a shape; those under a key "blocks" are stacked along their first axis.
 
   Returns:
-    a state like it, whose leaves are `NamedSharding`.
+    a tree like it, whose leaves are `NamedSharding`.
   """
   size = mesh.shape["fsdp"]
 
-  def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+  def sharding(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    stacked = "blocks" in jax.tree_util.keystr(path)
     spec = [None] * leaf.ndim
-    axes = [axis for axis in range(leaf.ndim)[-2:] if leaf.shape[axis] % size == 0]
+    axes = [axis for axis in range(stacked, leaf.ndim)[-2:] if leaf.shape[axis] % size == 0]
     if size > 1 and leaf.ndim > 1 and leaf.size >= small and axes:
       spec[max(axes, key=lambda axis: leaf.shape[axis])] = "fsdp"
     return NamedSharding(mesh, P(*spec))
 
-  return jax.tree.map(sharding, abstract_state)
+  return jax.tree.map_with_path(sharding, state)

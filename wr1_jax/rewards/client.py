@@ -62,7 +62,7 @@ class RewardClient:
       raise
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_) -> None:
     self.close()
 
   @property
@@ -70,7 +70,7 @@ class RewardClient:
     """Versions of Python and of the libraries that the sidecar has loaded."""
     return self._started.result()
 
-  def check_room(self, clips: int, frames: int, height: int, width: int):
+  def check_room(self, clips: int, frames: int, height: int, width: int) -> None:
     """Checks that a job of this shape fits into shared memory.
 
     Raises:
@@ -101,7 +101,7 @@ class RewardClient:
     self._supervisor.add(Entry(job, request, results))
     return results
 
-  def close(self):
+  def close(self) -> None:
     """Ends the sidecar; the futures of unfinished jobs raise RuntimeError. Idempotent."""
     self._supervisor.stop()
     if self._thread.is_alive():

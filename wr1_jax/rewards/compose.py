@@ -23,7 +23,8 @@ from wr1_jax.sidecar.messages import Part
 NO_TARGET = "the prompt names no camera move"
 DYNAMIC = "a dynamic prompt has no 3D reward"
 
-METRICS = tuple(f"reward/{term}" for term in ("total", "recon", "traj", "meta", "general"))  # as in logs
+TERMS = ("total", "recon", "traj", "meta", "general")
+METRICS = tuple(f"reward/{term}" for term in TERMS)  # as in logs
 
 Target = Float[np.ndarray, "T 4 4"] | None  # the path asked for, camera-to-world, the scene `scene_depth` away
 
@@ -46,7 +47,7 @@ class ClipReward:
 
   def metrics(self) -> dict[str, float]:
     """The numbers by the names in `METRICS`."""
-    return {name: getattr(self, name.removeprefix("reward/")) for name in METRICS}
+    return {name: getattr(self, term) for name, term in zip(METRICS, TERMS)}
 
 
 class Composer:

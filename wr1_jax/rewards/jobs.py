@@ -26,7 +26,7 @@ class Job:
   paths: Sequence[Float[np.ndarray, "T 4 4"] | None]
   parts: frozenset[Part] = ALL_PARTS
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.videos.dtype != np.uint8 or self.videos.ndim != 5 or self.videos.shape[-1] != 3 or not self.videos.size:
       raise ValueError(f"videos must be uint8 [N, T, H, W, 3], not {self.videos.dtype}{list(self.videos.shape)}")
     if not len(self.prompts) == len(self.paths) == len(self.videos):
@@ -48,7 +48,7 @@ class Job:
       with_path=tuple(searched and path is not None for path in self.paths),
     )
 
-  def write(self, arrays: Mapping[str, np.ndarray]):
+  def write(self, arrays: Mapping[str, np.ndarray]) -> None:
     """Copies the inputs into the arrays of `batch.array_specs`."""
     arrays["videos"][...] = self.videos
     if "paths" in arrays:
@@ -105,7 +105,7 @@ def read(job: Job, answer: Scored, arrays: Mapping[str, np.ndarray]) -> list[Cli
 
 
 def in_scene_depths(path: Float[np.ndarray, "T 4 4"], scene_depth: float) -> Float32[np.ndarray, "T 4 4"]:
-  """A target path, whose scene is `scene_depth` away, in the units of `Job.paths`."""
+  """A camera path, whose scene is `scene_depth` away, in scene depths (the units of `Job.paths`)."""
   path = np.array(path, np.float32)
   path[:, :3, 3] /= scene_depth
   return path
@@ -118,7 +118,7 @@ def batch_shape(videos: Sequence[int], config: ReconstructionConfig) -> BatchSha
   return BatchShape(clips, frames, height, width, rows, columns)
 
 
-def _check_complete(job: Job, scores: ClipScores):
+def _check_complete(job: Job, scores: ClipScores) -> None:
   """Every part that was asked for must have either a value or a reason, and nothing else may have either."""
   values = {"meta": scores.meta, "general": scores.general, "reconstruction": scores.depth_unit}
   for part, value in values.items():

@@ -91,7 +91,7 @@ class SidecarProcess:
       raise SidecarError(self.end(error)) from error
     self.versions = ready.versions
 
-  def request(self, message: ScoreBatch, descriptor: int):
+  def request(self, message: ScoreBatch, descriptor: int) -> None:
     """Hands over a batch, whose arrays lie in the shared memory `descriptor`.
 
     Raises:
@@ -125,7 +125,7 @@ class SidecarProcess:
       os.close(descriptor)
     return message
 
-  def _send(self, message: Message, *descriptors: int):
+  def _send(self, message: Message, *descriptors: int) -> None:
     try:
       self._channel.send(message, descriptors, timeout=_MESSAGE_SECONDS)
     except OSError as error:
@@ -149,12 +149,12 @@ class SidecarProcess:
     """Whether the process is a zombie. It stays one, so that its id is not given to another before it is killed."""
     return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-  def _await_exit(self):
+  def _await_exit(self) -> None:
     deadline = time.monotonic() + _GRACE_SECONDS
     while not self._has_exited() and time.monotonic() < deadline:
       time.sleep(0.01)
 
-  def _read_output(self):
+  def _read_output(self) -> None:
     """Passes on what the sidecar prints, line by line."""
     with self._process.stdout as output:
       for line in output:

@@ -50,7 +50,7 @@ class Entry:
       self.job.write(self.shared.arrays)
     return self.shared
 
-  def finish(self, results: list[ClipResult] | BaseException):
+  def finish(self, results: list[ClipResult] | BaseException) -> None:
     """Ends the job with its results, or an error."""
     if self.shared is not None:
       self.shared.close()
@@ -81,7 +81,7 @@ class Supervisor:
     self._sidecar: SidecarProcess | None = None
     self._working_since = 0.0  # on the oldest job; monotonic seconds
 
-  def add(self, entry: Entry):
+  def add(self, entry: Entry) -> None:
     """Takes over a job.
 
     Raises:
@@ -93,14 +93,14 @@ class Supervisor:
       self._inbox.put(entry)
       self._ring()
 
-  def stop(self):
+  def stop(self) -> None:
     """Asks `run` to end."""
     with self._lock:
       self._stopping.set()
       if self._open:
         self._ring()
 
-  def run(self, started: concurrent.futures.Future[dict[str, str]]):
+  def run(self, started: concurrent.futures.Future[dict[str, str]]) -> None:
     """Starts the sidecar, sets `started` to its versions or to a UserError, and serves until `stop`."""
     end: BaseException = RuntimeError("the reward client was closed before the job was done")
     try:
@@ -137,7 +137,7 @@ class Supervisor:
         f"package, torch, numpy, scipy, jaxtyping and ml-collections."
       ) from error
 
-  def _step(self):
+  def _step(self) -> None:
     """Sends what is new, then waits for an answer, the bell, or the oldest job's deadline."""
     if not self._entries and self._sidecar is None:  # it will be restarted for the next job
       select.select([self._bell], [], [])
@@ -154,17 +154,17 @@ class Supervisor:
     except (SidecarError, UserError) as error:
       self._recover(error)
 
-  def _hear_bell(self):
+  def _hear_bell(self) -> None:
     with contextlib.suppress(BlockingIOError):
       while self._bell.recv(4096):
         pass
 
-  def _take_new(self):
+  def _take_new(self) -> None:
     while not self._inbox.empty():
       entry = self._inbox.get()
       self._entries[entry.request.job] = entry
 
-  def _send_new(self, sidecar: SidecarProcess):
+  def _send_new(self, sidecar: SidecarProcess) -> None:
     """Sees to it that the sidecar has a job, and the next one: more would only fill the shared memory."""
     for entry in list(self._entries.values()):
       sent = sum(other.sent for other in self._entries.values())
@@ -191,7 +191,7 @@ class Supervisor:
       return None
     return max(0.0, self._working_since + self._config.job_seconds - time.monotonic())
 
-  def _finish(self, message: Message):
+  def _finish(self, message: Message) -> None:
     """Hands on an answer.
 
     Raises:
@@ -208,7 +208,7 @@ class Supervisor:
     self._working_since = time.monotonic()
     entry.finish(results)
 
-  def _recover(self, error: Exception):
+  def _recover(self, error: Exception) -> None:
     """Ends the sidecar and blames the oldest job; the others are as if they had never been sent."""
     reason = self._sidecar.end(error) if self._sidecar else str(error)
     self._sidecar = None
@@ -223,6 +223,6 @@ class Supervisor:
       del self._entries[oldest.request.job]
       oldest.finish(jobs.failed(oldest.job, f"gave up after {oldest.failures} sidecars; the last: {reason}"))
 
-  def _ring(self):
+  def _ring(self) -> None:
     with contextlib.suppress(BlockingIOError):  # it rings already
       self._cord.send(b"!")

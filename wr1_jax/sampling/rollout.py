@@ -93,8 +93,8 @@ def rollout(
 
   def stochastic_step(x: Float[Array, "B T H W C"], step: Int[Array, ""]) -> tuple[Array, tuple[Array, ...]]:
     mean = policy.mean(x, conditioned(x, policy.schedule.timestep(step, len(x))), step)
-    action = mean + policy.scale(step) * shard(_noise(sample_keys, step, x.shape[1:]))
-    log_prob = sde.log_prob(action, mean, policy.scale(step))
+    action = mean + policy.std_at(step) * shard(_noise(sample_keys, step, x.shape[1:]))
+    log_prob = sde.log_prob(action, mean, policy.std_at(step))
     return after_step(action, step), (x, action, log_prob)
 
   steps = window_start + jnp.arange(window, dtype=jnp.int32)

@@ -39,9 +39,9 @@ class Schedule:
       UserError: no steps, or a shift that is not positive.
     """
     if steps < 1:
-      raise UserError(f"sampling.steps = {steps}: a video needs at least one sampling step.")
+      raise UserError(f"config.sampling.steps = {steps}: a video needs at least one sampling step.")
     if shift <= 0:
-      raise UserError(f"sampling.shift = {shift}: it must be positive; 3.0 suits 480p and 5.0 suits 720p.")
+      raise UserError(f"config.sampling.shift = {shift}: it must be positive; 3.0 suits 480p and 5.0 suits 720p.")
     sigmas = np.linspace(1, 1 / TRAIN_TIMESTEPS, steps + 1)[:-1]
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     sigmas[0] -= 1e-6  # log(1 - sigma), which UniPC needs, must stay finite

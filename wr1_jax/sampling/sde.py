@@ -61,7 +61,7 @@ class Policy:
     # In this order, without noise, the sum is an Euler step to the last bit.
     return x + _per_sample(self.velocity_weight, step) * v + _per_sample(self.drift, step) * x
 
-  def scale(self, step: Int[Array, ""] | Int[Array, "B"]) -> Float[Array, "#B 1 1 1 1"]:
+  def std_at(self, step: Int[Array, ""] | Int[Array, "B"]) -> Float[Array, "#B 1 1 1 1"]:
     """The standard deviation at `step`, shaped to multiply latents [B, T, H, W, C]."""
     return _per_sample(self.std, step)
 

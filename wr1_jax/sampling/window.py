@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import numpy as np
 from jaxtyping import Array, Int, Key
 
 from wr1_jax.config import SamplingConfig
@@ -31,34 +30,23 @@ def check(config: SamplingConfig) -> None:
   """
   schedule = Schedule.make(config.steps, config.shift)
   if config.window < 1:
-    raise UserError(f"sampling.window = {config.window}: at least one step of a rollout must be stochastic.")
+    raise UserError(f"config.sampling.window = {config.window}: at least one step of a rollout must be stochastic.")
   if not 0 <= config.window_start_min <= config.window_start_max:
     raise UserError(
-      f"sampling.window_start_min = {config.window_start_min} and sampling.window_start_max = "
+      f"config.sampling.window_start_min = {config.window_start_min} and config.sampling.window_start_max = "
       f"{config.window_start_max}: they must satisfy 0 <= min <= max."
     )
   steps = trainable_steps(config)
   if steps.stop > config.steps:
     raise UserError(
-      f"A window of sampling.window = {config.window} steps that starts at sampling.window_start_max = "
-      f"{config.window_start_max} ends at step {steps[-1]}, but the steps of sampling.steps = {config.steps} are "
-      f"0..{config.steps - 1}: lower window_start_max to at most {config.steps - config.window}, or take more steps."
+      f"a window of config.sampling.window = {config.window} steps that starts at config.sampling.window_start_max = "
+      f"{config.window_start_max} ends at step {steps[-1]}, but the steps of config.sampling.steps = {config.steps} "
+      f"are 0..{config.steps - 1}: lower it to at most {config.steps - config.window}, or take more steps."
     )
-  _check_noise(config)
   silent = [step for step in steps if Policy.make(schedule, config).std[step] == 0]
   if silent:
     raise UserError(
-      f"With sampling.noise = {config.noise!r} and sampling.steps = {config.steps} the window may cover step "
-      f"{silent[0]}, which has no noise, so its action has no probability density: keep the window away from it "
-      f"(sampling.window_start_max; the last step of 'cps' is always silent) or raise the noise."
+      f"with config.sampling.noise = {config.noise!r} and config.sampling.steps = {config.steps} the window may cover "
+      f"step {silent[0]}, which has no noise, so its action has no probability density: keep the window away from it "
+      f"(config.sampling.window_start_max; the last step of 'cps' is always silent) or raise the noise."
     )
-
-
-def _check_noise(config: SamplingConfig) -> None:
-  """Refuses noise sizes for which the formulas have no meaning."""
-  if config.noise == "sqrt" and not (np.isfinite(config.sqrt_scale) and config.sqrt_scale >= 0):
-    raise UserError(f"sampling.sqrt_scale = {config.sqrt_scale}: it must be a positive number, such as 0.7.")
-  if config.noise == "sqrt" and not 0 < config.sqrt_max_sigma < 1:
-    raise UserError(f"sampling.sqrt_max_sigma = {config.sqrt_max_sigma}: it must lie between 0 and 1, such as 0.96.")
-  if config.noise == "cps" and not 0 <= config.cps_eta <= 1:
-    raise UserError(f"sampling.cps_eta = {config.cps_eta}: it must lie between 0 and 1, such as 0.8.")

@@ -12,7 +12,7 @@ import sys
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def die_with(parent: int):
+def die_with(parent: int) -> None:
   """Has the kernel kill this process, even a stopped one, when the thread of process `parent` that started it ends."""
   libc = ctypes.CDLL(None, use_errno=True)
   if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
@@ -21,7 +21,7 @@ def die_with(parent: int):
     sys.exit("the trainer is gone")
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(prog="python -m wr1_jax.sidecar", description=__doc__)
   parser.add_argument("--socket", type=int, required=True, help="descriptor of the connection to the trainer")
   parser.add_argument("--parent", type=int, required=True, help="process id of the trainer")

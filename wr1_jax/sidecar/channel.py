@@ -27,7 +27,7 @@ class Channel:
     """The socket's descriptor, so that `selectors` can wait for messages."""
     return self._socket.fileno()
 
-  def send(self, message: Message, descriptors: Sequence[int] = (), timeout: float | None = None):
+  def send(self, message: Message, descriptors: Sequence[int] = (), timeout: float | None = None) -> None:
     """Sends one message; the receiver gets its own duplicates of `descriptors`.
 
     Raises:
@@ -60,7 +60,7 @@ class Channel:
         os.close(descriptor)
       raise
 
-  def close(self):
+  def close(self) -> None:
     """Ends the connection; the other side sees its end of file."""
     self._socket.close()
 

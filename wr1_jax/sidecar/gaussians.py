@@ -86,7 +86,9 @@ def rotation_matrices(quaternions: Float[Tensor, "g 4"]) -> Float[Tensor, "g 3 3
   ).unflatten(-1, (3, 3))
 
 
-def _project(scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor, "3 3"]):
+def _project(
+  scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor, "3 3"]
+) -> tuple[Float[Tensor, "g 2"], Float[Tensor, "g 3"], Float[Tensor, "g"]]:
   """Screen positions [g, 2], covariances (xx, xy, yy) [g, 3] in squared pixels, and depths [g]."""
   rotation = pose[:3, :3].T  # world to camera
   x, y, z = ((scene.means - pose[:3, 3]) @ rotation.T).unbind(-1)
@@ -147,7 +149,16 @@ def _box_sides(largest: int) -> list[int]:
   return sides
 
 
-def _box_fragments(side, width, rank, centre, ellipse, opacity, low, high):
+def _box_fragments(
+  side: int,
+  width: int,
+  rank: Int[Tensor, "m"],
+  centre: Float[Tensor, "m 2"],
+  ellipse: Float[Tensor, "m 3"],
+  opacity: Float[Tensor, "m"],
+  low: Float[Tensor, "m 2"],
+  high: Float[Tensor, "m 2"],
+) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"], Float[Tensor, "n"]]:
   """Pixel, rank and alpha wherever Gaussians whose boxes have at most `side` pixels a side are drawn."""
   steps = torch.arange(side, device=low.device, dtype=low.dtype)
   column, row = low[:, :1] + steps, low[:, 1:] + steps  # [m, side]

@@ -1,4 +1,4 @@
-"""Sizes, intrinsics and camera paths: the geometry that both processes need (numpy and scipy only, no torch, no jax).
+"""Sizes, intrinsics and camera paths that both processes need, and brightness (numpy and scipy only: no torch, no jax).
 
 Cameras follow OpenCV: +x right, +y down, +z forward; poses are camera-to-world; the centre of the first pixel is at
 (0.5, 0.5).
@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation, Slerp
 from wr1_jax.config import ReconstructionConfig
 
 SIDE_MULTIPLE = 8  # processed sides divide by this, so that the image pyramid halves evenly
-MIN_SIDE = 32
+MIN_SIDE = 32  # LPIPS's network runs out of pixels below
+LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B in brightness (ITU-R BT.601)
 
 
 def processed_size(height: int, width: int, config: ReconstructionConfig) -> tuple[int, int]:
@@ -53,8 +54,3 @@ def interpolate_poses(
   result[:, :3, :3] = Slerp(at, Rotation.from_matrix(poses[:, :3, :3]))(times).as_matrix()
   result[:, :3, 3] = np.stack([np.interp(times, at, poses[:, axis, 3]) for axis in range(3)], -1)
   return result
-
-
-def anchor(poses: Float[np.ndarray, "T 4 4"]) -> Float[np.ndarray, "T 4 4"]:
-  """The same path with the first camera as the world frame."""
-  return np.linalg.inv(poses[0]) @ poses

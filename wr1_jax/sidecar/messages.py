@@ -36,7 +36,7 @@ class BatchShape:
   rows: int
   columns: int
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if min(dataclasses.astuple(self)) < 1:
       raise ValueError(f"sizes must be positive, got {self}")
 

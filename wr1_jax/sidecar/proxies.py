@@ -16,7 +16,6 @@ from scipy import ndimage
 from wr1_jax.config import ReconstructionConfig, RewardsConfig
 from wr1_jax.sidecar import geometry
 from wr1_jax.sidecar.offset_view import offset_pose
-from wr1_jax.sidecar.photometric.pyramid import LUMA
 from wr1_jax.sidecar.scorers import View
 
 SPECKS_TOLERATED = 0.02  # share of specks at which the offset view's score is down to 1/e
@@ -124,7 +123,7 @@ def _sharpness(luma: Float[np.ndarray, "h w"]) -> float:
 
 
 def _luma(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
-  return image @ np.array(LUMA) / 255
+  return image @ np.array(geometry.LUMA) / 255
 
 
 def _sticks_out(luma: Float[np.ndarray, "h w"]) -> np.ndarray:

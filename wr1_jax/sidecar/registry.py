@@ -47,7 +47,7 @@ def location(kind: Kind, name: str) -> tuple[str, str]:
   return module, attribute
 
 
-def check(config: RewardsConfig):
+def check(config: RewardsConfig) -> None:
   """Checks the scorer names of a config without importing anything.
 
   Raises:

@@ -90,7 +90,7 @@ class SharedArrays:
         raise _no_room(size) from error
       raise
 
-  def close(self):
+  def close(self) -> None:
     """Closes the descriptor and forgets the arrays. Idempotent."""
     if self.descriptor >= 0:
       os.close(self.descriptor)
@@ -98,7 +98,7 @@ class SharedArrays:
       self.arrays = {}
 
 
-def check_room(specs: Mapping[str, Spec]):
+def check_room(specs: Mapping[str, Spec]) -> None:
   """Checks that `specs` fit into the shared memory of this machine when nothing else is in it.
 
   Raises:

@@ -24,7 +24,7 @@ _EXIT_PROTOCOL = 3
 _Request = tuple[ScoreBatch, SharedArrays]
 
 
-def serve(channel: Channel):
+def serve(channel: Channel) -> None:
   """Makes the scorers, then answers batch after batch. Ends with the process, when the trainer closes the connection.
 
   Raises:
@@ -44,7 +44,7 @@ def serve(channel: Channel):
     shared.close()
 
 
-def _watch(channel: Channel, requests: queue.SimpleQueue[_Request]):
+def _watch(channel: Channel, requests: queue.SimpleQueue[_Request]) -> None:
   """Reads the connection while the main thread computes, so that its end ends the process in the middle of anything."""
   status = _EXIT_PROTOCOL
   try:

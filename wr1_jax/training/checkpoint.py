@@ -109,6 +109,6 @@ class Checkpoints:
     newest = self.latest()
     kept = "There is no earlier checkpoint" if newest is None else f"The checkpoint of iteration {newest} is intact"
     return UserError(
-      f"a checkpoint could not be written to {self._directory}: {str(error)[-200:]}. {kept}; make room and start the same "
-      "command again to go on from there."
+      f"a checkpoint could not be written to {self._directory}: {str(error)[-200:]}. {kept}; make room and start the "
+      "same command again to go on from there."
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 
 import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -12,30 +14,32 @@ _TITLE_LENGTH = 180  # characters
 
 
 def camera_paths(
-  frames: np.ndarray, rendered: np.ndarray, target: np.ndarray | None, recovered: np.ndarray, title: str
-) -> np.ndarray:
+  frames: UInt8[np.ndarray, "T h w 3"],
+  rendered: UInt8[np.ndarray, "T h w 3"],
+  offset_view: UInt8[np.ndarray, "h w 3"],
+  target: Float[np.ndarray, "T 4 4"] | None,
+  recovered: Float[np.ndarray, "T 4 4"],
+  title: str,
+) -> UInt8[np.ndarray, "H W 3"]:
   """Draws one clip for a person to judge.
 
   Args:
-    frames: uint8 `[T, h, w, 3]`, the clip as the reconstructor saw it.
-    rendered: uint8 `[T, h, w, 3]`, the recovered scene seen from the recovered cameras.
-    target: `[T, 4, 4]` camera-to-world path asked for, translations in scene depths; None: none was asked for.
-    recovered: `[T, 4, 4]` camera-to-world path found, translations in median depths.
+    frames: the clip as the reconstructor saw it.
+    rendered: the recovered scene seen from the recovered cameras.
+    offset_view: the recovered scene seen from off the path.
+    target: camera-to-world path asked for, translations in scene depths; None: none was asked for.
+    recovered: camera-to-world path found, translations in median depths.
     title: lines over the picture; long ones are cut.
-
-  Returns:
-    uint8 `[H, W, 3]`.
   """
-  figure = Figure(figsize=(14, 3.8), layout="constrained")
+  figure = Figure(figsize=(14, 3.4), layout="constrained")
   canvas = FigureCanvasAgg(figure)
   figure.suptitle("\n".join(textwrap.shorten(line, _TITLE_LENGTH) for line in title.splitlines()), fontsize=9)
   grid = figure.add_gridspec(2, 6, width_ratios=(2, 2, 2, 2, 2.6, 2.6))
-  for column, index in enumerate(np.linspace(0, len(frames) - 1, 4).astype(int)):
-    for row, clip in enumerate((frames, rendered)):
-      axes = figure.add_subplot(grid[row, column])
-      axes.imshow(clip[index])
-      axes.set_axis_off()
-      axes.set_title(f"{('frame', 'render')[row]} {index}", fontsize=8)
+  shown = np.linspace(0, len(frames) - 1, 3).astype(int)
+  for column, index in enumerate(shown):
+    _show(figure.add_subplot(grid[0, column]), frames[index], f"frame {index}")
+    _show(figure.add_subplot(grid[1, column]), rendered[index], f"render {index}")
+  _show(figure.add_subplot(grid[1, len(shown)]), offset_view, "from off the path")
 
   positions = figure.add_subplot(grid[:, 4])
   turns = figure.add_subplot(grid[:, 5])
@@ -54,3 +58,9 @@ def camera_paths(
     axes.grid(alpha=0.3)
   canvas.draw()
   return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _show(axes: Axes, image: UInt8[np.ndarray, "h w 3"], title: str) -> None:
+  axes.imshow(image)
+  axes.set_axis_off()
+  axes.set_title(title, fontsize=8)

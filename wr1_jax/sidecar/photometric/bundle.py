@@ -126,8 +126,10 @@ def observe(level: Level, unknowns: Unknowns) -> Observation:
   return Observation(y, inverse_depth, slope, value, value + bias - level.values[:, None], seen)
 
 
-def _jacobians(level: Level, unknowns: Unknowns, seen: Observation):
-  """Derivatives of the residuals by their frame's unknowns, [b, T, 8, p], and by their log inverse depth, [b, T, p]."""
+def _jacobians(
+  level: Level, unknowns: Unknowns, seen: Observation
+) -> tuple[Float[Tensor, "b T 8 p"], Float[Tensor, "b T p"]]:
+  """Derivatives of the residuals by their frame's unknowns and by their log inverse depth."""
   fx, fy, _, _ = level.camera
   y = seen.points
   z = y[:, :, 2].clamp_min(NEAREST)
@@ -189,7 +191,14 @@ def _accelerations(poses: Float[Tensor, "b T 4 4"]) -> Float[Tensor, "b T-2 6"]:
   return velocity[:, 1:] - velocity[:, :-1]
 
 
-def _add_priors(level, unknowns, priors, cost, gradient, matrix) -> System:
+def _add_priors(
+  level: Level,
+  unknowns: Unknowns,
+  priors: Priors,
+  cost: Float[Tensor, "b"],
+  gradient: Float[Tensor, "b n"],
+  matrix: Float[Tensor, "b n n"],
+) -> System:
   """Adds the priors' quadratic forms, each divided by the number of terms as the image evidence is."""
   frames, nodes = unknowns.poses.shape[1], level.weights.shape[1]
   n = frames * FRAME_UNKNOWNS

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from wr1_jax.sidecar.geometry import LUMA
 from wr1_jax.sidecar.photometric.bundle import Level
 
-LUMA = (0.299, 0.587, 0.114)
 COARSEST_SIDE = 12  # pixels of the shorter side
 
 

@@ -10,9 +10,7 @@ from jaxtyping import Float, UInt8
 
 from wr1_jax.config import ReconstructionConfig, RewardsConfig
 from wr1_jax.errors import UserError
-from wr1_jax.sidecar import reconstruct
-from wr1_jax.sidecar.offset_view import offset_view
-from wr1_jax.sidecar.reconstruct import PhotometricReconstructor, Unreconstructed
+from wr1_jax.sidecar.photometric.reconstruct import PhotometricReconstructor
 from wr1_jax.sidecar.scorers import Unscored, View
 
 
@@ -43,17 +41,5 @@ class PhotometricScorer:
   def __call__(
     self, videos: UInt8[np.ndarray, "N T H W 3"], paths: Sequence[Float[np.ndarray, "T 4 4"] | None]
   ) -> list[View | Unscored]:
-    return [self._view(found) for found in self._reconstruct(videos, paths)]
-
-  def _view(self, found: reconstruct.Reconstruction | Unreconstructed) -> View | Unscored:
-    if isinstance(found, Unreconstructed):
-      return Unscored(found.reason)
-    rgb, alpha = offset_view(found, self._config)
-    return View(
-      frames=found.frames,
-      rendered=reconstruct.render_frames(found),
-      offset_view=np.round(255 * rgb).astype(np.uint8),
-      offset_alpha=alpha,
-      poses=found.poses,
-      depth_unit=found.depth_unit,
-    )
+    found = self._reconstruct(videos, paths)
+    return [one if isinstance(one, Unscored) else one.view(self._config) for one in found]

@@ -113,7 +113,9 @@ def _best(unknowns: Unknowns, cost: Float[Tensor, "b"], clips: int, keep: int) -
   return _reordered(unknowns, cost, repeated.long().argsort(dim=1, stable=True)[:, :keep])
 
 
-def _reordered(unknowns: Unknowns, cost: Float[Tensor, "b"], order: Int[Tensor, "n k"]):
+def _reordered(
+  unknowns: Unknowns, cost: Float[Tensor, "b"], order: Int[Tensor, "n k"]
+) -> tuple[Unknowns, Float[Tensor, "nk"]]:
   """Picks from each clip's hypotheses by their index."""
   clips = len(order)
   index = (order + torch.arange(clips, device=order.device)[:, None] * (len(cost) // clips)).flatten()
@@ -159,20 +161,27 @@ def recover(
   return Path(unknowns.poses, depth.float(), cost)
 
 
-def _solve(level: Level, unknowns: Unknowns, clips: int, iterations: int, priors: Priors):
+def _solve(
+  level: Level, unknowns: Unknowns, clips: int, iterations: int, priors: Priors
+) -> tuple[Unknowns, Float[Tensor, "b"]]:
+  """Bundle adjustment of each clip's hypotheses, all against that clip."""
   each = len(unknowns.poses) // clips
   index = torch.arange(clips, device=unknowns.poses.device).repeat_interleave(each)
   return bundle.solve(level.choose(index), unknowns, iterations, priors)
 
 
-def _merge(a: Unknowns, a_cost, b: Unknowns, b_cost, clips: int):
+def _merge(
+  a: Unknowns, a_cost: Float[Tensor, "a"], b: Unknowns, b_cost: Float[Tensor, "b"], clips: int
+) -> tuple[Unknowns, Float[Tensor, "a+b"]]:
   """Puts each clip's hypotheses of both sets side by side."""
   join = lambda x, y: torch.cat([x.unflatten(0, (clips, -1)), y.unflatten(0, (clips, -1))], 1).flatten(0, 1)
   merged = Unknowns(join(a.poses, b.poses), join(a.light, b.light), join(a.depth, b.depth))
   return merged, join(a_cost, b_cost)
 
 
-def _prefer_still(level: Level, unknowns: Unknowns, cost: Float[Tensor, "n"], priors: Priors):
+def _prefer_still(
+  level: Level, unknowns: Unknowns, cost: Float[Tensor, "n"], priors: Priors
+) -> tuple[Unknowns, Float[Tensor, "n"]]:
   """A camera that stands still, where that explains the clip as well."""
   eye = torch.eye(4, dtype=torch.float64, device=cost.device).expand_as(unknowns.poses)
   still = Unknowns(eye, unknowns.light, torch.zeros_like(unknowns.depth))

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 
 from wr1_jax.camera.trajectory import target_paths
 from wr1_jax.config import Config
-from wr1_jax.data.prompts import Prompt
 from wr1_jax.models.pipeline import WanModel
 from wr1_jax.objective.advantage import Advantages
 from wr1_jax.parallel.mesh import replicated
@@ -35,7 +35,7 @@ _POLL_SECONDS = 0.5  # how often a wait for rewards looks for a stop request
 class Batch:
   """P prompts that rolled out together, B = P * G videos, and their rewards on the way."""
 
-  prompts: tuple[Prompt, ...]
+  prompts: tuple[str, ...]
   targets: Sequence[compose.Target]  # one a video
   text: Float[Array, "P L D"]
   rollout: Rollout
@@ -69,7 +69,7 @@ class Scored:
     return np.isfinite(self.total)
 
 
-class RolloutWorker:
+class Runner:
   """Runs the compiled programs and talks to the sidecar."""
 
   def __init__(self, config: Config, model: WanModel, mesh: Mesh, programs: Programs, rewards: RewardClient):
@@ -82,7 +82,7 @@ class RolloutWorker:
     self._negative = embed_prompt(model, mesh, config.sampling.negative_prompt)
 
   def roll_out(
-    self, lora: jax.Array, iteration: int, first_slot: int, prompts: tuple[Prompt, ...], phase: Phase, watch: Stopwatch
+    self, lora: nnx.State, iteration: int, first_slot: int, prompts: tuple[str, ...], phase: Phase, watch: Stopwatch
   ) -> Batch:
     """Makes the videos of `prompts` and sends them to the sidecar.
 
@@ -94,11 +94,10 @@ class RolloutWorker:
     config, programs, model = self._config, self._programs, self._model
     count = self._put(np.int32(iteration))
     slots = self._put(np.arange(first_slot, first_slot + len(prompts), dtype=np.int32))
-    texts = [prompt.text for prompt in prompts]
-    paths, has_path = target_paths(texts, config.video.frames, config.camera)
+    paths, has_path = target_paths(prompts, config.video.frames, config.camera)
 
     with watch.measure("text"):
-      text = programs.embed(model.text.state, *map(self._put, model.text.tokenize(texts)))
+      text = programs.embed(model.text.state, *map(self._put, model.text.tokenize(prompts)))
       jax.block_until_ready(text)
     with watch.measure("rollout"):
       start = programs.start(count, slots, self._put(paths), self._put(has_path))
@@ -112,7 +111,7 @@ class RolloutWorker:
     asked = [None if target is None else in_scene_depths(target, config.camera.scene_depth) for target in targets]
     parts = ALL_PARTS if phase is Phase.MAIN else frozenset({"general"})
     with watch.measure("submit"):
-      pending = self._rewards.submit(Job(videos, [texts[prompt] for prompt in of_videos], asked, parts))
+      pending = self._rewards.submit(Job(videos, [prompts[prompt] for prompt in of_videos], asked, parts))
     return Batch(prompts, targets, text, rollout, videos, pending)
 
   def collect(self, batches: Sequence[Batch], phase: Phase, watch: Stopwatch, request: StopRequest) -> Scored:

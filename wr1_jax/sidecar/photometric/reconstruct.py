@@ -7,7 +7,6 @@ reproduced badly, and that is what the reward measures. Scale cannot be seen: th
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,31 +16,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from wr1_jax.config import ReconstructionConfig
-from wr1_jax.sidecar import gaussians, geometry
-from wr1_jax.sidecar.gaussians import Gaussians
+from wr1_jax.sidecar import geometry
 from wr1_jax.sidecar.photometric import depth, pyramid, scene, search
+from wr1_jax.sidecar.reconstruction import Reconstruction
+from wr1_jax.sidecar.scorers import Unscored
 
 MIN_TEXTURE = 0.01  # share of pixels that must differ from a neighbour, or there is nothing to track
 CLIPS_AT_ONCE = {"cpu": 1, "cuda": 16}  # one clip fills a CPU's cores, and then depends on no other to the last bit
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Reconstruction:
-  """What was found in one clip of T frames, at the processed size (h, w)."""
-
-  frames: UInt8[np.ndarray, "T h w 3"]  # the clip itself
-  poses: Float[np.ndarray, "T 4 4"]  # camera-to-world, float32, anchored at the first frame
-  intrinsics: Float[np.ndarray, "T 3 3"]  # pixels of the processed size
-  depth_unit: float  # median depth of the scene as the first frame sees it, in the units of `poses`
-  scene: Gaussians  # in the frame of the first camera
-  residual: float  # robust photometric residual of the path, 0 to 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Unreconstructed:
-  """Why a clip has no reconstruction."""
-
-  reason: str
 
 
 class PhotometricReconstructor:
@@ -53,7 +34,7 @@ class PhotometricReconstructor:
 
   def __call__(
     self, videos: UInt8[np.ndarray, "N T H W 3"], paths: Sequence[Float[np.ndarray, "T 4 4"] | None]
-  ) -> list[Reconstruction | Unreconstructed]:
+  ) -> list[Reconstruction | Unscored]:
     """Reconstructs every clip.
 
     Args:
@@ -68,7 +49,7 @@ class PhotometricReconstructor:
     return results
 
   @torch.no_grad()
-  def _reconstruct(self, videos, paths) -> list[Reconstruction | Unreconstructed]:
+  def _reconstruct(self, videos, paths) -> list[Reconstruction | Unscored]:
     frames, height, width = videos.shape[1:4]
     size = geometry.processed_size(height, width, self._config)
     camera = geometry.intrinsics(height, width, size, self._config.focal)
@@ -82,11 +63,11 @@ class PhotometricReconstructor:
     results = []
     for i in range(len(videos)):
       if reason := _hopeless(images[i]):
-        results.append(Unreconstructed(reason))
+        results.append(Unscored(reason))
         continue
       poses, log_inverse = _anchored(found.world_to_camera[i], found.log_inverse_depth[i], k)
       if not (poses.isfinite().all() and log_inverse.isfinite().all()):
-        results.append(Unreconstructed("the search for a camera path diverged"))
+        results.append(Unscored("the search for a camera path diverged"))
         continue
       gaussian_scene = scene.build(images[i], poses.float(), k, len(keep) // 2, log_inverse)
       all_poses = geometry.interpolate_poses(poses.cpu().numpy(), keep, frames)
@@ -97,7 +78,6 @@ class PhotometricReconstructor:
           intrinsics=np.tile(camera, (frames, 1, 1)),
           depth_unit=1.0,
           scene=gaussian_scene,
-          residual=float(found.cost[i]),
         )
       )
     return results
@@ -110,14 +90,6 @@ def shrink(video: UInt8[Tensor, "T H W 3"], size: tuple[int, int]) -> UInt8[Tens
   images = video.permute(0, 3, 1, 2).float()
   images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
   return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-
-
-def render_frames(reconstruction: Reconstruction) -> UInt8[np.ndarray, "T h w 3"]:
-  """The scene at the poses and intrinsics of the clip's own frames: image k belongs to frame k."""
-  device = reconstruction.scene.means.device
-  poses, cameras = (torch.from_numpy(x).to(device) for x in (reconstruction.poses, reconstruction.intrinsics))
-  rgb, _ = gaussians.render(reconstruction.scene, poses, cameras, reconstruction.frames.shape[1:3])
-  return (255 * rgb).round().to(torch.uint8).cpu().numpy()
 
 
 def _asked(paths: Sequence[np.ndarray | None], keep: np.ndarray) -> Float[Tensor, "n 1 T 4 4"]:
@@ -136,7 +108,9 @@ def _hopeless(images: Float[Tensor, "T 3 h w"]) -> str | None:
   return None
 
 
-def _anchored(world_to_camera: Float[Tensor, "T 4 4"], log_inverse: Float[Tensor, "h w"], camera: Float[Tensor, "3 3"]):
+def _anchored(
+  world_to_camera: Float[Tensor, "T 4 4"], log_inverse: Float[Tensor, "h w"], camera: Float[Tensor, "3 3"]
+) -> tuple[Float[Tensor, "T 4 4"], Float[Tensor, "h w"]]:
   """Camera-to-world poses anchored at the first frame, and depth, both scaled to median depth 1 in the first frame."""
   relative = world_to_camera[0]  # reference camera to first camera
   x = depth.rays(log_inverse.shape, camera).double()
