@@ -78,7 +78,8 @@ class General:
     return float(value)
 
   def wait(self, mark, value):
-    """Until the file `mark` is there."""
+    """Until the file `mark` is there; says by the file `mark`.waiting that it has begun."""
+    Path(f"{mark}.waiting").touch()
     while not Path(mark).exists():
       time.sleep(0.01)
     return float(value)

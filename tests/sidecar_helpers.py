@@ -17,7 +17,7 @@ FAKES = RewardsConfig(
   reconstructor="fake_scorers:Reconstructor",
   meta="fake_scorers:Meta",
   general="fake_scorers:General",
-  job_seconds=20.0,
+  job_seconds=60.0,
   start_seconds=60.0,
   retries=1,
 )

@@ -199,6 +199,7 @@ def test_many_jobs_are_in_flight_and_only_a_few_in_shared_memory(client, tmp_pat
 def test_nothing_has_a_name_while_a_job_is_on_its_way(client, tmp_path):
   mark = tmp_path / "mark"
   future = client.submit(job(f"wait {mark} 1"))
+  wait_for(Path(f"{mark}.waiting").exists)
   assert names_in_shm() == []
   mark.touch()
   future.result()

@@ -41,7 +41,8 @@ def check(config: SamplingConfig) -> None:
     raise UserError(
       f"a window of config.sampling.window = {config.window} steps that starts at config.sampling.window_start_max = "
       f"{config.window_start_max} ends at step {steps[-1]}, but the steps of config.sampling.steps = {config.steps} "
-      f"are 0..{config.steps - 1}: lower it to at most {config.steps - config.window}, or take more steps."
+      f"are 0..{config.steps - 1}: lower window_start_max to at most {config.steps - config.window}, or take more "
+      "steps."
     )
   silent = [step for step in steps if Policy.make(schedule, config).std[step] == 0]
   if silent:
