@@ -38,7 +38,8 @@ class Channel:
     self._socket.settimeout(timeout)
     data = pack(message)
     sent = socket.send_fds(self._socket, [data], list(descriptors))
-    self._socket.sendall(data[sent:])
+    if sent < len(data):  # writing nothing fails too once the other side, which has all it needs, is gone
+      self._socket.sendall(data[sent:])
 
   def receive(self, timeout: float | None = None) -> tuple[Message, list[int]]:
     """The next message, and its descriptors, which are the caller's to close.
