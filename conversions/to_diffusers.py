@@ -80,15 +80,20 @@ def _read_config(run: Path) -> dict[str, Any]:
 def _restore(folder: Path, step: int | None, item: str) -> tuple[nnx.State, int]:
   """The adapters of a checkpoint, on the host, and its step."""
   names = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-  if not names or (step is not None and step not in names):
-    raise UserError(f"{folder} has no checkpoint {'' if step is None else step}; it has {names or 'none'}.")
+  if not names:
+    raise UserError(f"there are no checkpoints in {folder}.")
+  if step is not None and step not in names:
+    raise UserError(f"{folder} has no checkpoint {step}; it has {', '.join(map(str, names))}.")
   step = names[-1] if step is None else step
+  path = (folder / str(step) / "policy").absolute()
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
   with ocp.StandardCheckpointer() as checkpointer:
-    path = (folder / str(step) / "policy").absolute()
-    shapes = checkpointer.metadata(path).item_metadata.tree
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    tree = checkpointer.restore(path, like)[item]
+    try:
+      shapes = checkpointer.metadata(path).item_metadata.tree
+      like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+      tree = checkpointer.restore(path, like)[item]
+    except Exception as error:  # damaged files make Orbax raise whatever it likes
+      raise UserError(f"the checkpoint {path} is damaged ({str(error)[:200]}); --step=N chooses another.") from error
   flat = jax.tree_util.tree_leaves_with_path(tree)
   keys = [tuple(str(key.key) for key in path if str(key.key) != "value") for path, _ in flat]
   return nnx.from_flat_state([(key, nnx.Param(leaf)) for key, (_, leaf) in zip(keys, flat)]), step
@@ -102,7 +107,10 @@ def main() -> None:
   parser.add_argument("--ema", action="store_true", help="the running average of the adapters")
   arguments = parser.parse_args()
   with reported():
-    print(convert(arguments.src, arguments.dst, step=arguments.step, ema=arguments.ema))
+    try:
+      print(convert(arguments.src, arguments.dst, step=arguments.step, ema=arguments.ema))
+    except OSError as error:
+      raise UserError(f"--dst={arguments.dst} cannot be written: {error}.") from error
 
 
 if __name__ == "__main__":

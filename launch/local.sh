@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on this machine: sets everything up, then runs the trainer.
 #
-#   bash launch/local.sh [--accelerator=cpu|cuda|tpu] [CONFIG] [--workdir=DIR] [--config.KEY=VALUE ...]
+#   bash launch/local.sh [--accelerator=cpu|cuda|tpu] [[--config=]CONFIG] [--workdir=DIR] [--config.KEY=VALUE ...]
 #
 # CONFIG defaults to configs/tiny.py, --workdir to runs/ and the config's name. Running the same command again goes on from
 # the last checkpoint.
@@ -14,8 +14,8 @@ if [[ "${1:-}" == --accelerator=* ]]; then
   shift
 fi
 config="$repo/configs/tiny.py"
-if [[ $# -gt 0 && "$1" != --* ]]; then
-  config="$1"
+if [[ $# -gt 0 && ( "$1" != --* || "$1" == --config=* ) ]]; then
+  config="${1#--config=}"
   shift
 fi
 workdir=("--workdir=$repo/runs/$(basename "$config" .py)")

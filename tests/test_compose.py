@@ -51,6 +51,17 @@ def test_all_parts_make_the_total(compose):
   assert reward.metrics().keys() == set(METRICS) and reward.metrics()["reward/meta"] == 0.5
 
 
+def test_failures_are_what_should_be_there_and_is_not(compose):
+  reward = one(compose, change(meta=math.nan, reasons={"meta": "no wish to"}), target=None)
+  assert reward.failures == ["reward/meta: no wish to"] and not reward.valid
+  assert one(compose, static=False).failures == []
+
+
+def test_a_single_frame_has_no_path(compose):
+  reward = one(compose, change(frames=FRAMES[:1], rendered=FRAMES[:1], poses=PERFECT.poses[:1]), target=TARGET[:1])
+  assert reward.valid and math.isnan(reward.traj) and "single frame" in reward.reasons["reward/traj"]
+
+
 def test_frame_k_is_compared_with_frame_k(compose):
   assert one(compose, change(rendered=np.roll(FRAMES, 1, 0))).recon < 0.85
 

@@ -87,6 +87,25 @@ def test_values_out_of_range_are_named(argument, said):
     _parse(f"--config={_CONFIGS / 'tiny.py'}", f"--config.{argument}")
 
 
+@pytest.mark.parametrize(
+  "program, said",
+  [
+    ("x = ", "SyntaxError"),
+    ("import no_such_module", "no_such_module"),
+    ("def get_config(): return 5", "returned 5"),
+    (
+      "from wr1_jax import config\ndef get_config():\n  c = config.default()\n  c.train.grups = 3\n  return c",
+      "grups",
+    ),
+  ],
+)
+def test_broken_config_files_are_named(tmp_path, program, said):
+  file = tmp_path / "broken.py"
+  file.write_text(program)
+  with pytest.raises(UserError, match=said):
+    _parse(f"--config={file}")
+
+
 def test_no_config_is_an_error():
   with pytest.raises(UserError, match="--config=FILE is missing"):
     _parse()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 from wr1_jax.config import Config, OptimizerConfig, TrainConfig
 from wr1_jax.data import video_files
@@ -64,7 +65,8 @@ def test_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
 def test_folder_admits_one_run_of_one_config(tmp_path):
   config = Config(train=TrainConfig(seed=1))
   with run_folder.opened(tmp_path, config):
-    run_folder.write_versions(tmp_path, {"torch": "2.0"})
+    assert not (tmp_path / "config.json").exists()  # a run that never begins claims nothing
+    run_folder.describe(tmp_path, config, {"torch": "2.0"})
     with pytest.raises(UserError, match="another run is working"):
       with run_folder.opened(tmp_path, config):
         pass
@@ -101,12 +103,37 @@ def test_metrics_after_the_checkpoint_are_written_again(tmp_path):
 
 def test_video_and_picture_hold_what_was_logged(tmp_path):
   clips = np.zeros((1, 2, 5, 32, 48, 3), np.uint8)
+  title = "A wad of $^_^$ on a table, " * 20
   clips[0, 1, :, :, :, 0] = 200  # the right clip is red
   with run_log.RunLog(tmp_path, resume_at=0) as log:
     video = video_files.read_mp4(log.video(0, "clips", clips, fps=8))
     path = np.tile(np.eye(4), (5, 1, 1))
-    drawn = pictures.camera_paths(clips[0, 0], clips[0, 1], clips[0, 1, 0], None, path, "title")
+    drawn = pictures.camera_paths(clips[0, 0], clips[0, 1], clips[0, 1, 0], None, path, title)
     picture = np.asarray(Image.open(log.picture(0, "paths", drawn)))
   assert video.shape == (5, 32, 96, 3)
   assert video[:, :, :40].max() < 30 and abs(int(video[2, 16, 72, 0]) - 200) < 20
   np.testing.assert_array_equal(picture, drawn)
+
+
+def test_a_full_disk_is_said_and_does_not_hide_what_was_written(tmp_path):
+  with pytest.raises(UserError, match="metrics.jsonl could not be written.*No space left"):
+    with run_log.RunLog(tmp_path, resume_at=0) as log:
+      (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+      log.scalars(0, "main", {"x": 1.0})
+
+
+def test_tensorboard_gets_every_value(tmp_path):
+  with run_log.RunLog(tmp_path, resume_at=3) as log:
+    log.scalars(3, "main", {"x": 1.5, "y": float("nan")})
+    log.scalars(4, "main", {"x": 2.5, "y": 0.25})
+    log.picture(4, "drawing", np.zeros((4, 6, 3), np.uint8))
+  (file,) = (tmp_path / "tensorboard").iterdir()
+  events = []
+  data = file.read_bytes()
+  while data:  # length, its checksum, the event, its checksum
+    size = int.from_bytes(data[:8], "little")
+    events.append(Event.FromString(data[12 : 12 + size]))
+    data = data[16 + size :]
+  found = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+  assert found == [(3, "x", 1.5), (4, "x", 2.5), (4, "y", 0.25), (4, "drawing", 0.0)]
+  assert [event.step for event in events if event.HasField("session_log")] == [3]

@@ -25,18 +25,22 @@ def parse(
     "config", help_string="config file, a Python file", flag_values=values, sys_argv=list(argv)
   )
   define_flags(values)
-  _check_config_arguments(argv)
+  path = _check_config_arguments(argv)
   try:
     rest = values(list(argv))
-  except (flags.Error, TypeError, ValueError) as error:
+  except flags.Error as error:
     raise UserError(f"the command line could not be read: {error}") from error
+  except Exception as error:  # the config file is a program, and may fail in any way
+    raise UserError(
+      f"--config={path}, or an option set over it, could not be read: {type(error).__name__}: {error}"
+    ) from error
   if len(rest) > 1:
     raise UserError(f"unexpected argument '{rest[1]}'; every argument is written as --name=value.")
   return config_lib.resolve(config_flag.value), values
 
 
-def _check_config_arguments(argv: Sequence[str]) -> None:
-  """Wrong paths and keys, said more plainly than the flag library does."""
+def _check_config_arguments(argv: Sequence[str]) -> str:
+  """Wrong paths and keys, said more plainly than the flag library does. Returns the path of the config file."""
   path = None
   for i, argument in enumerate(argv):
     name, equals, value = argument.lstrip("-").partition("=")
@@ -50,3 +54,4 @@ def _check_config_arguments(argv: Sequence[str]) -> None:
     raise UserError("--config=FILE is missing, for example --config=configs/tiny.py.")
   if not Path(path).is_file():
     raise UserError(f"--config={path}: there is no such file (looked in {Path.cwd()}).")
+  return path

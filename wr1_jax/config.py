@@ -44,6 +44,7 @@ Natural = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0, open=True)]
 NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 1 - 1e-9)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +149,8 @@ class OptimizerConfig:
   """AdamW and the running average of the adapters."""
 
   learning_rate: Positive = 1e-4
-  beta1: Share = 0.9
-  beta2: Share = 0.999
+  beta1: Decay = 0.9
+  beta2: Decay = 0.999
   weight_decay: NonNegative = 1e-4
   max_grad_norm: Positive = 1.0
   ema_decay: Share = 0.9  # ceiling; the decay warms up as (1 + n) / (10 + n)
@@ -160,7 +161,7 @@ class OptimizerConfig:
 class ReconstructionConfig:
   """The weight-free reconstructor: camera path and Gaussian scene from the video alone."""
 
-  max_pixels: Count = 96 * 160  # a larger frame is shrunk to about this area first
+  max_pixels: Annotated[int, Range(1024)] = 96 * 160  # a larger frame is shrunk to about this area first
   max_frames: Annotated[int, Range(2)] = (
     33  # of a longer clip, this many evenly spaced frames are optimised and the rest interpolated
   )
@@ -213,7 +214,7 @@ class MeshConfig:
 class TrainConfig:
   """The loop."""
 
-  seed: Natural = 0
+  seed: Annotated[int, Range(0, 2**63 - 1)] = 0
   iterations: Count = 300
   main_iterations: Natural = 100  # R, on static prompts
   dynamic_iterations: Natural = 50  # R_gen alone, on dynamic prompts; then main again. 0: no periodic phase
@@ -268,6 +269,10 @@ def resolve(values: ml_collections.ConfigDict) -> Config:
   Raises:
     UserError: an option is unknown, missing or of the wrong type, or outside its choices or range.
   """
+  if not isinstance(values, ml_collections.ConfigDict):
+    raise UserError(
+      f"get_config() of the config file returned {values!r}; it must return an ml_collections.ConfigDict."
+    )
   return _resolve(values, Config, prefix="")
 
 

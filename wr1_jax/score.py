@@ -46,6 +46,7 @@ def score_folder(config: Config, videos: Path, prompts: Path, out: Path) -> None
   Raises:
     UserError: there are no clips, not as many prompts as clips, `out` cannot be written, or the sidecar cannot start.
   """
+  words.asked("", config.camera.moves)
   files = clips.find(videos)
   texts = prompt_files.read_lines(prompts)
   if len(texts) != len(files):
@@ -56,8 +57,11 @@ def score_folder(config: Config, videos: Path, prompts: Path, out: Path) -> None
   with RewardClient(config.rewards) as client, _opened(out) as file:
     lines = _Scorer(config, client).lines(files, texts)
     for line in tqdm.tqdm(lines, total=len(files), desc="scoring", unit="clip"):
-      file.write(json.dumps(line, allow_nan=False) + "\n")
-      file.flush()
+      try:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.flush()
+      except OSError as error:
+        raise UserError(f"--out={out} could not be written: {error.strerror}.") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,6 @@ def train(config: Config, workdir: Path) -> None:
     request = stack.enter_context(stop.on_signals())
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints))
     rewards = stack.enter_context(RewardClient(config.rewards))
-    run_folder.write_versions(workdir, rewards.versions)
     rewards.check_room(videos_a_rollout, config.video.frames, config.video.height, config.video.width)
 
     model = pipeline.load(config, mesh, randomness.stream(config.train.seed, Purpose.INIT))
@@ -69,6 +68,7 @@ def train(config: Config, workdir: Path) -> None:
     reports.startup(config, model, run, done)
     runner = Runner(config, model, mesh, run, rewards)
 
+    run_folder.describe(workdir, config, rewards.versions)
     log = stack.enter_context(RunLog(workdir, resume_at=done))
     bar = stack.enter_context(tqdm(total=iterations, initial=done, desc="training", unit="it", disable=None))
     try:
@@ -99,7 +99,7 @@ def train(config: Config, workdir: Path) -> None:
         log.scalars(iteration, place.phase, metrics)
         if iteration % config.train.video_every == 0 or done == iterations:
           reports.show(log, iteration, batches, scored, config)
-        reports.progress(bar, iteration, place.phase, metrics)
+        reports.progress(bar, iteration, place.phase, metrics, scored)
         if done % config.train.checkpoint_every == 0 or done == iterations:
           checkpoints.save(done, train_state)
     except stop.Stop as signal:

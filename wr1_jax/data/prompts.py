@@ -63,7 +63,7 @@ def read_lines(path: Path) -> list[str]:
   if not path.is_file():
     raise UserError(f"prompt file {path}: there is no such file.")
   try:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
   except UnicodeDecodeError as error:
     raise UserError(
       f"prompt file {path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); save it as UTF-8."

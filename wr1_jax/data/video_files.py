@@ -17,20 +17,8 @@ def read_mp4(path: Path) -> UInt8[np.ndarray, "T H W 3"]:
   Raises:
     ValueError: ffmpeg finds no video in the file, or only a part of it.
   """
-  ppm = _run(
-    "-xerror",
-    "-i",
-    str(path.resolve()),
-    "-map",
-    "0:v:0",
-    "-fps_mode",
-    "passthrough",
-    "-f",
-    "image2pipe",
-    "-c:v",
-    "ppm",
-    "-",
-  )
+  frames = "-map 0:v:0 -fps_mode passthrough -pix_fmt rgb24 -f image2pipe -c:v ppm -"
+  ppm = _run("-xerror", "-i", str(path.resolve()), *frames.split())
   header = re.match(rb"P6\n(\d+) (\d+)\n255\n", ppm)
   if not header:
     raise ValueError("ffmpeg found no frames")
@@ -49,25 +37,9 @@ def write_mp4(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: int) -> Non
   height, width = frames.shape[1:3]
   frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
   size = f"{frames.shape[2]}x{frames.shape[1]}"
-  _run(
-    "-y",
-    "-f",
-    "rawvideo",
-    "-pix_fmt",
-    "rgb24",
-    "-s",
-    size,
-    "-r",
-    str(fps),
-    "-i",
-    "-",
-    "-c:v",
-    "libx264",
-    "-pix_fmt",
-    "yuv420p",
-    str(path.resolve()),
-    stdin=frames.tobytes(),
-  )
+  source = f"-f rawvideo -pix_fmt rgb24 -s {size} -r {fps} -i -"
+  target = "-c:v libx264 -pix_fmt yuv420p"
+  _run("-y", *source.split(), *target.split(), str(path.resolve()), stdin=frames.tobytes())
 
 
 def _run(*arguments: str, stdin: bytes | None = None) -> bytes:

@@ -84,4 +84,4 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
   try:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
   except Exception as error:  # whatever a damaged file makes the library raise
-    raise UserError(f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {error}).") from error
+    raise UserError(f"the tokenizer in {folder} cannot be read ({' '.join(str(error).split())}).") from error

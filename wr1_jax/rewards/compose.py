@@ -1,8 +1,8 @@
 """From what the sidecar found out about a clip to what the clip is worth (World-R1's reward).
 
-R = R_3D + lambda_gen R_gen, R_3D = S_meta + S_recon + S_traj, each S in [0, 1]. A clip of a prompt without camera words
-has no S_traj, and a clip of a dynamic prompt no R_3D: these terms are left out of its sum. A term that should be there
-and could not be computed is NaN, and so is the sum.
+R = R_3D + lambda_gen R_gen, R_3D = S_meta + S_recon + S_traj, each S in [0, 1]. A clip of a single frame or of a prompt
+without camera words has no S_traj, and a clip of a dynamic prompt no R_3D: these terms are left out of its sum. A term
+that should be there and could not be computed is NaN, and so is the sum.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from wr1_jax.rewards.trajectory import trajectory_score
 from wr1_jax.sidecar.messages import Part
 
 NO_TARGET = "the prompt names no camera move"
+SINGLE_FRAME = "a single frame has no camera path"
 DYNAMIC = "a dynamic prompt has no 3D reward"
 
 TERMS = ("total", "recon", "traj", "meta", "general")
@@ -44,6 +45,15 @@ class ClipReward:
   def valid(self) -> bool:
     """Whether all terms that belong to this clip could be computed."""
     return math.isfinite(self.total)
+
+  @property
+  def failures(self) -> list[str]:
+    """Why terms that belong to this clip could not be computed."""
+    return [
+      f"{name}: {reason}"
+      for name, reason in self.reasons.items()
+      if name != "reward/total" and reason not in (NO_TARGET, SINGLE_FRAME, DYNAMIC)
+    ]
 
   def metrics(self) -> dict[str, float]:
     """The numbers by the names in `METRICS`."""
@@ -76,10 +86,10 @@ class Composer:
     if static:
       terms["meta"] = (1.0, self._judged(result, "meta"))
       terms["recon"] = (1.0, self._reconstruction(result))
-      if target is not None:
-        terms["traj"] = (1.0, self._trajectory(result, target))
+      if target is None or len(target) == 1:
+        left_out["traj"] = NO_TARGET if target is None else SINGLE_FRAME
       else:
-        left_out["traj"] = NO_TARGET
+        terms["traj"] = (1.0, self._trajectory(result, target))
     else:
       left_out = dict.fromkeys(("meta", "recon", "traj"), DYNAMIC)
     missing = {name: score for name, (_, score) in terms.items() if isinstance(score, str)}

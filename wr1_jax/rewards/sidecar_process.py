@@ -24,6 +24,7 @@ from wr1_jax.sidecar.messages import Message, ProtocolError, Ready, ScoreBatch, 
 
 _TAIL_LINES = 12  # of output that error messages may quote
 _TAIL_LENGTH = 1000  # characters
+_LINE_BYTES = 4096
 _MESSAGE_SECONDS = 10.0  # for a message that has begun to be written or read in whole
 _GRACE_SECONDS = 2.0  # to end by itself
 
@@ -157,7 +158,7 @@ class SidecarProcess:
   def _read_output(self) -> None:
     """Passes on what the sidecar prints, line by line."""
     with self._process.stdout as output:
-      for line in output:
+      for line in iter(lambda: output.readline(_LINE_BYTES), b""):  # an endless line must not fill the memory
         text = line.decode(errors="replace").rstrip()[:_TAIL_LENGTH]
         if text:
           self._tail.append(text)

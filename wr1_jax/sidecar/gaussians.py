@@ -59,7 +59,8 @@ class Fragments:
     return image.unflatten(0, self.size)
 
   def alpha(self) -> Float[Tensor, "h w"]:
-    return torch.bincount(self.pixel, self.weight, self.size[0] * self.size[1]).unflatten(0, self.size)
+    total = torch.bincount(self.pixel, self.weight, self.size[0] * self.size[1])
+    return total.to(self.weight.dtype).unflatten(0, self.size)  # of nothing, bincount counts in integers
 
   def gather(self, image: Float[Tensor, "h w c"]) -> Float[Tensor, "g c"]:
     """The transpose of `blend`: per Gaussian, the weighted sum of the pixels that show it."""

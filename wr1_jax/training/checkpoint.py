@@ -91,9 +91,10 @@ class Checkpoints:
           optimizer=ocp.args.StandardRestore({"moments": abstract.optimizer, "updates": abstract.updates}),
         ),
       )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files make Orbax raise whatever it likes
       raise UserError(
-        f"checkpoint {self._directory / str(iterations)} could not be read into this run's model: {error}"
+        f"checkpoint {self._directory / str(iterations)} could not be read into this run's model "
+        f"({str(error)[:300]}). Where it is damaged, remove that folder to go on from the checkpoint before it."
       ) from error
     policy, optimizer = items["policy"], items["optimizer"]
     return TrainState(policy["lora"], optimizer["moments"], policy["ema"], optimizer["updates"])

@@ -33,7 +33,9 @@ def camera_paths(
   """
   figure = Figure(figsize=(14, 3.4), layout="constrained")
   canvas = FigureCanvasAgg(figure)
-  figure.suptitle("\n".join(textwrap.shorten(line, _TITLE_LENGTH) for line in title.splitlines()), fontsize=9)
+  figure.suptitle(
+    "\n".join(textwrap.shorten(line, _TITLE_LENGTH) for line in title.splitlines()), fontsize=9, parse_math=False
+  )
   grid = figure.add_gridspec(2, 6, width_ratios=(2, 2, 2, 2, 2.6, 2.6))
   shown = np.linspace(0, len(frames) - 1, 3).astype(int)
   for column, index in enumerate(shown):

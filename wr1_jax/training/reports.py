@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,8 @@ from wr1_jax.training.programs import Programs, UpdateTerms
 from wr1_jax.training.run_log import RunLog
 from wr1_jax.training.stop import Stop
 from wr1_jax.training.stopwatch import Stopwatch
+
+_SHOWN = 8  # videos of a group
 
 
 def metrics(scored: Scored, advantage: Advantages, terms: UpdateTerms, watch: Stopwatch) -> dict[str, float]:
@@ -73,7 +76,7 @@ def check_finite(
 
 def show(log: RunLog, iteration: int, batches: Sequence[Batch], scored: Scored, config: Config) -> None:
   """Writes the videos of the iteration's first group, their reconstructions, and a picture of one video's paths."""
-  size = config.train.group_size
+  size = min(config.train.group_size, _SHOWN)
   log.video(iteration, "rollouts", batches[0].videos[np.newaxis, :size], config.video.fps)
   rebuilt = [result for result in scored.results[:size] if result.rendered is not None]
   if rebuilt:
@@ -116,14 +119,16 @@ def rollout_bar(starts: range) -> Iterable[int]:
   return tqdm(starts, desc="rollouts", unit="batch", disable=None, leave=False)
 
 
-def progress(bar: tqdm, iteration: int, phase: Phase, values: dict[str, float]) -> None:
-  """Prints a line, which a log file keeps, and advances the bar."""
-  line = (
+def progress(bar: tqdm, iteration: int, phase: Phase, values: dict[str, float], scored: Scored) -> None:
+  """Prints a line, which a log file keeps, and why videos have no reward; advances the bar."""
+  tqdm.write(
     f"iteration {iteration} {phase}: reward {values['reward/total']:.3f} (recon {values['reward/recon']:.3f}, traj "
     f"{values['reward/traj']:.3f}, meta {values['reward/meta']:.3f}, general {values['reward/general']:.3f}), "
     f"{values['time/total']:.1f} s"
   )
-  tqdm.write(line)
+  if failures := collections.Counter(failure for reward in scored.rewards for failure in reward.failures):
+    most, count = failures.most_common(1)[0]
+    tqdm.write(f"  {np.sum(~scored.valid)} of {scored.valid.size} videos have no reward; {count} times {most}")
   bar.update()
 
 

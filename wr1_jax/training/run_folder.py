@@ -40,7 +40,7 @@ _FREE_SECTION = "mesh."
 
 @contextlib.contextmanager
 def opened(workdir: Path, config: config_lib.Config) -> Iterator[None]:
-  """Claims `workdir` for this process and writes `config.json` there.
+  """Claims `workdir` for this process. Nothing is written there yet: what fails to start may be started differently.
 
   Raises:
     UserError: it is no folder, another run works in it, or it holds a run with another config.
@@ -56,23 +56,33 @@ def opened(workdir: Path, config: config_lib.Config) -> Iterator[None]:
     except OSError as error:
       raise UserError(f"--workdir={workdir}: another run is working in this folder; choose another one.") from error
     _check_same_run(workdir / "config.json", config)
-    _write_json(workdir / "config.json", config_lib.to_dict(config))
     yield
 
 
-def write_versions(workdir: Path, sidecar: Mapping[str, str]) -> None:
-  """Writes `versions.json`: of the trainer's libraries, its devices, and what the sidecar says of its own."""
+def describe(workdir: Path, config: config_lib.Config, sidecar: Mapping[str, str]) -> None:
+  """Writes what a run is made with, when it begins.
+
+  `config.json` has the resolved config; `versions.json` those of the trainer's libraries, its devices, and what the
+  sidecar says of its own.
+  """
   versions = {"python": platform.python_version(), "devices": [str(device) for device in jax.devices()]}
   for package in _PACKAGES:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[package] = importlib.metadata.version(package)
-  _write_json(workdir / "versions.json", {**versions, "sidecar": dict(sidecar)})
+  try:
+    _write_json(workdir / "versions.json", {**versions, "sidecar": dict(sidecar)})
+    _write_json(workdir / "config.json", config_lib.to_dict(config))
+  except OSError as error:
+    raise UserError(f"--workdir={workdir} cannot be written to: {error.strerror}.") from error
 
 
 def _check_same_run(path: Path, config: config_lib.Config) -> None:
   if not path.exists():
     return
-  before = _flat(json.loads(path.read_text()))
+  try:
+    before = _flat(json.loads(path.read_text()))
+  except (OSError, ValueError, AttributeError) as error:
+    raise UserError(f"{path} cannot be read ({error}); choose another --workdir, or remove this folder.") from error
   now = _flat(json.loads(json.dumps(config_lib.to_dict(config))))
   changed = sorted(
     name

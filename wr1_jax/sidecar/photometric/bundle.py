@@ -69,6 +69,14 @@ class System:
   gradient: Float[Tensor, "b n"]
   matrix: Float[Tensor, "b n n"]
 
+  def hold(self, start: int, stop: int) -> System:
+    """The same with the unknowns `start .. stop` held fast: their step is 0, and they pull at no others."""
+    held = slice(start, stop)
+    matrix, gradient = self.matrix.clone(), self.gradient.clone()
+    matrix[:, held], matrix[:, :, held], gradient[:, held] = 0, 0, 0
+    matrix[:, held, held] = torch.eye(stop - start, dtype=matrix.dtype, device=matrix.device)
+    return System(self.cost, gradient, matrix)
+
   def where(self, mask: Bool[Tensor, "b"], other: System) -> System:
     return System(
       torch.where(mask, self.cost, other.cost),
@@ -82,7 +90,7 @@ class Priors:
   """Weights of what is believed before looking, beside an image cost of at most 1."""
 
   depth: float = 2e-4  # keeps the mean log depth near 0: translations are in depth units
-  rough: float = 2e-2  # differences between neighbouring nodes
+  rough: float = 2e-3  # differences between neighbouring nodes
   light: float = 0.2  # log gains and biases near 0
   still: float = 2e-4  # translations near 0: a camera moves only if that explains something
   smooth: float = 0.0  # accelerations near 0 (radians and median depths, per frame and frame)
@@ -225,12 +233,8 @@ def _add_priors(
     cost = cost + 0.5 * (kinds[:6] * acceleration**2).sum((1, 2))
 
   # The reference camera is the world: it does not move, nor does its light change.
-  fixed = slice(level.reference * FRAME_UNKNOWNS, (level.reference + 1) * FRAME_UNKNOWNS)
-  matrix[:, fixed] = 0
-  matrix[:, :, fixed] = 0
-  matrix[:, fixed, fixed] = torch.eye(FRAME_UNKNOWNS, dtype=torch.float64, device=matrix.device)
-  gradient[:, fixed] = 0
-  return System(cost, gradient, matrix)
+  reference = level.reference * FRAME_UNKNOWNS
+  return System(cost, gradient, matrix).hold(reference, reference + FRAME_UNKNOWNS)
 
 
 def step(unknowns: Unknowns, delta: Float[Tensor, "b n"]) -> Unknowns:
@@ -244,13 +248,23 @@ def step(unknowns: Unknowns, delta: Float[Tensor, "b n"]) -> Unknowns:
   )
 
 
-def solve(level: Level, unknowns: Unknowns, iterations: int, priors: Priors) -> tuple[Unknowns, Float[Tensor, "b"]]:
+def solve(
+  level: Level, unknowns: Unknowns, iterations: int, priors: Priors, *, depth_only: bool = False
+) -> tuple[Unknowns, Float[Tensor, "b"]]:
   """Levenberg-Marquardt for a fixed number of iterations: a step is kept only where it lowers the cost.
+
+  Args:
+    depth_only: the frames' unknowns stay as they are.
 
   Returns:
     The unknowns and their final cost.
   """
-  system = linearise(level, unknowns, priors)
+
+  def linearised(unknowns: Unknowns) -> System:
+    system = linearise(level, unknowns, priors)
+    return system.hold(0, unknowns.poses.shape[1] * FRAME_UNKNOWNS) if depth_only else system
+
+  system = linearised(unknowns)
   damping = torch.full_like(system.cost, 1e-3)
   for _ in range(iterations):
     matrix = system.matrix.clone()
@@ -259,7 +273,7 @@ def solve(level: Level, unknowns: Unknowns, iterations: int, priors: Priors) -> 
     factor, info = torch.linalg.cholesky_ex(matrix)
     delta = -torch.cholesky_solve(system.gradient[..., None], factor)[..., 0]
     trial = step(unknowns, torch.nan_to_num(delta).clamp(-1, 1))
-    trial_system = linearise(level, trial, priors)
+    trial_system = linearised(trial)
     better = (trial_system.cost < system.cost) & (info == 0)
     unknowns = trial.where(better, unknowns)
     system = trial_system.where(better, system)

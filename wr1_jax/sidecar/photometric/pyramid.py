@@ -10,7 +10,7 @@ from torch import Tensor
 from wr1_jax.sidecar.geometry import LUMA
 from wr1_jax.sidecar.photometric.bundle import Level
 
-COARSEST_SIDE = 12  # pixels of the shorter side
+COARSEST_SIDE = 24  # pixels of the shorter side
 
 
 def brightness(images: Float[Tensor, "b T 3 h w"]) -> Float[Tensor, "b T h w"]:

@@ -87,9 +87,13 @@ def shrink(video: UInt8[Tensor, "T H W 3"], size: tuple[int, int]) -> UInt8[Tens
   """Resizes frames with antialiasing and rounds to 8 bits."""
   if video.shape[1:3] == size:
     return video
-  images = video.permute(0, 3, 1, 2).float()
-  images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-  return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+  def shrunk(frames: UInt8[Tensor, "n H W 3"]) -> UInt8[Tensor, "n h w 3"]:
+    images = frames.permute(0, 3, 1, 2).float()
+    images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+  return torch.cat([shrunk(frames) for frames in video.split(8)])  # a long clip in float32 would fill the memory
 
 
 def _asked(paths: Sequence[np.ndarray | None], keep: np.ndarray) -> Float[Tensor, "n 1 T 4 4"]:

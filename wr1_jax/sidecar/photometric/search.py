@@ -1,9 +1,10 @@
 """The camera path of a clip from its images alone: many starts at coarse levels, the best ones refined.
 
 Photometric error has many minima: turning left looks like moving left, and a scene turned inside out looks like the
-camera moving the other way. So every clip starts from several simple paths (`TWISTS`, and the path asked for), the
-hypotheses that converge to the same path are merged, the best ones are also tried inside out, and what has the lowest
-residual at the end wins. Ties go to the camera that stands still.
+camera moving the other way. So every clip starts from many simple paths: each of `TWISTS` all the time, every two of
+them one after the other, and the path asked for. A few iterations tell which deserve more. The hypotheses that converge
+to the same path are merged, the best ones are also tried inside out, and what has the lowest residual at the end wins.
+Ties go to the camera that stands still.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ TWISTS = (
   (0, 0.3, 0, -0.18, 0, 0),
   (0, -0.3, 0, 0.18, 0, 0),  # orbits around a point 0.6 ahead
 )
+DEPTH_ITERATIONS = 5  # of the depths alone, before a start's path may change
+SCREEN_ITERATIONS = 5  # after which most starts are given up
 SAME_PATH = 0.03  # paths that differ less than this (radians, depths) are one hypothesis
 STILL_MARGIN = 1.13  # a still camera is believed if its cost is at most this times the best, plus STILL_SLACK
 STILL_SLACK = 2e-3
@@ -47,13 +50,14 @@ class Stage:
   outlier: float  # residual that counts as an outlier, in standard deviations of the images
   smooth: float  # weight of smooth camera motion: strong where images say little
   keep: int  # hypotheses that go on; the last stage leaves one
+  screen: int = 0  # starts that are taken further than `SCREEN_ITERATIONS`; 0: all
   mirrors: int = 0  # of the best hypotheses, tried inside out as well
 
 
 # The first stage works on the coarsest level of the pyramid, each further one a level finer; the last is repeated.
 STAGES = (
-  Stage(points=600, nodes=60, iterations=20, outlier=1.0, smooth=60, keep=10),
-  Stage(points=1000, nodes=60, iterations=12, outlier=0.7, smooth=20, keep=5, mirrors=2),
+  Stage(points=600, nodes=60, iterations=20, outlier=1.5, smooth=60, keep=10, screen=12),
+  Stage(points=1000, nodes=60, iterations=12, outlier=1.0, smooth=20, keep=5, mirrors=2),
   Stage(points=1000, nodes=240, iterations=8, outlier=0.5, smooth=2, keep=1),
   Stage(points=4000, nodes=240, iterations=6, outlier=0.5, smooth=0.2, keep=1),
 )
@@ -69,11 +73,24 @@ class Path:
 
 
 def _starts(frames: int, reference: int, asked: Float[Tensor, "n k T 4 4"]) -> Float[Tensor, "n s T 4 4"]:
-  """World-to-camera paths through the reference camera: the constant motions, then the paths asked for."""
-  share = (torch.arange(frames, dtype=torch.float64) - reference) / max(frames - 1, 1)
-  simple = motion(torch.tensor(TWISTS, dtype=torch.float64)[:, None] * share[:, None]).to(asked.device)
+  """World-to-camera paths through the reference camera: simple ones, then those asked for."""
+  time = torch.arange(frames, dtype=torch.float64)
+  twists = torch.tensor(TWISTS, dtype=torch.float64)
+  simple = _along(twists, time / max(frames - 1, 1))
+  if frames > 2:
+    middle = (frames - 1) // 2
+    first = _along(twists[1:], time.clamp(max=middle) / middle)
+    second = _along(twists[1:], (time - middle).clamp(min=0) / (frames - 1 - middle))
+    different = ~torch.eye(len(first), dtype=torch.bool)
+    simple = torch.cat([simple, (second @ first[:, None])[different]])
+  simple = simple @ torch.linalg.inv(simple[:, reference : reference + 1])
   asked = torch.linalg.inv(asked) @ asked[:, :, reference : reference + 1]
-  return torch.cat([simple.expand(len(asked), *simple.shape), asked], 1)
+  return torch.cat([simple.to(asked).expand(len(asked), *simple.shape), asked], 1)
+
+
+def _along(twists: Float[Tensor, "s 6"], share: Float[Tensor, "T"]) -> Float[Tensor, "s T 4 4"]:
+  """The motions from the first frame on when `share` of each twist is done by every frame."""
+  return motion(twists[:, None] * share[:, None])
 
 
 def _grid(size: tuple[int, int], nodes: int) -> tuple[int, int]:
@@ -149,6 +166,11 @@ def recover(
     stride = math.ceil(math.sqrt(image.shape[-2] * image.shape[-1] / stage.points))
     level = pyramid.make_level(image, camera / 2**finer, reference, grid, stage.outlier, stride)
     priors = Priors(smooth=stage.smooth)
+    if stage.screen:
+      # Depths first: flat ones would drive even the true path away.
+      unknowns, _ = _solve(level, unknowns, clips, effort * DEPTH_ITERATIONS, priors, depth_only=True)
+      unknowns, cost = _solve(level, unknowns, clips, effort * SCREEN_ITERATIONS, priors)
+      unknowns, _ = _best(unknowns, cost, clips, stage.screen)
     unknowns, cost = _solve(level, unknowns, clips, effort * stage.iterations, priors)
     if stage.mirrors:
       mirrors, mirror_cost = _solve(
@@ -162,12 +184,12 @@ def recover(
 
 
 def _solve(
-  level: Level, unknowns: Unknowns, clips: int, iterations: int, priors: Priors
+  level: Level, unknowns: Unknowns, clips: int, iterations: int, priors: Priors, *, depth_only: bool = False
 ) -> tuple[Unknowns, Float[Tensor, "b"]]:
   """Bundle adjustment of each clip's hypotheses, all against that clip."""
   each = len(unknowns.poses) // clips
   index = torch.arange(clips, device=unknowns.poses.device).repeat_interleave(each)
-  return bundle.solve(level.choose(index), unknowns, iterations, priors)
+  return bundle.solve(level.choose(index), unknowns, iterations, priors, depth_only=depth_only)
 
 
 def _merge(
