@@ -47,8 +47,12 @@ def test_recovers_the_path_of_each_move(name):
     assert 0.8 < size < 1.25
 
 
-def test_recovers_a_composite_path():
-  path = scenes.chain(scenes.move("push in", 6, 0.5), scenes.move("orbit left", 7, 0.6))
+@pytest.mark.parametrize(
+  "first, second, amount",
+  [("push in", "orbit left", 0.55), ("pull out", "orbit left", 1.0), ("orbit right", "push in", 1.0)],
+)
+def test_recovers_a_composite_path(first, second, amount):
+  path = scenes.chain(scenes.move(first, 7, amount), scenes.move(second, 7, amount))
   found = recovered(scenes.render(scenes.Room.make(2), path, *SIZE))
   rotation, direction, _ = scenes.path_errors(found.poses, found.depth_unit, path)
   assert rotation < 2

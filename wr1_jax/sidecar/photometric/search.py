@@ -56,8 +56,8 @@ class Stage:
 
 # The first stage works on the coarsest level of the pyramid, each further one a level finer; the last is repeated.
 STAGES = (
-  Stage(points=600, nodes=60, iterations=20, outlier=1.5, smooth=60, keep=10, screen=12),
-  Stage(points=1000, nodes=60, iterations=12, outlier=1.0, smooth=20, keep=5, mirrors=2),
+  Stage(points=600, nodes=60, iterations=20, outlier=1.0, smooth=60, keep=10, screen=12),
+  Stage(points=1000, nodes=60, iterations=12, outlier=0.7, smooth=20, keep=5, mirrors=2),
   Stage(points=1000, nodes=240, iterations=8, outlier=0.5, smooth=2, keep=1),
   Stage(points=4000, nodes=240, iterations=6, outlier=0.5, smooth=0.2, keep=1),
 )
