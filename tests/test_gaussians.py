@@ -86,6 +86,7 @@ def test_what_is_out_of_view_is_not_drawn(where):
   image, alpha = gaussians.render(scene, torch.eye(4)[None], CAMERA[None], SIZE)
   assert image.shape == (1, *SIZE, 3)
   assert float(image.abs().max()) == 0 == float(alpha.abs().max())
+  assert alpha.dtype == torch.float32
 
 
 def test_gather_is_the_transpose_of_blend():

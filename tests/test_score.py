@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import scenes
@@ -173,3 +175,14 @@ def test_the_real_scorers_tell_a_camera_that_obeys_from_one_that_does_not(tmp_pa
   for line in (good, bad):
     assert all(0 <= line[name] <= 1 for name in METRICS[1:])
     np.testing.assert_allclose(line["poses"][0], np.eye(4), atol=1e-5)
+
+
+def test_ten_bit_videos_are_read(tmp_path):
+  video = np.kron(np.random.default_rng(0).integers(0, 256, (5, 8, 10, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+  source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "80x64", "-r", "8", "-i", "-"]
+  target = ["-c:v", "libx264", "-qp", "10", "-pix_fmt", "yuv444p10le", str(tmp_path / "a.mp4")]
+  command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *source, *target]
+  subprocess.run(command, input=video.tobytes(), check=True)
+  read = clips.read(tmp_path / "a.mp4")
+  assert read.shape == video.shape and read.dtype == np.uint8
+  assert np.abs(read.astype(int) - video).mean() < 4
