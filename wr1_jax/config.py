@@ -123,9 +123,8 @@ class SamplingConfig:
   text_length: Count = 512  # tokens
   noise: Literal["linear", "sqrt", "cps"] = "linear"
   sqrt_scale: NonNegative = 0.7  # a of "sqrt"
-  sqrt_max_sigma: Annotated[float, Range(0, 1, open=True)] = (
-    0.96  # "sqrt" clamps the sigma of its denominator here, or the first step explodes
-  )
+  # "sqrt" clamps the sigma of its denominator here, or the first step explodes.
+  sqrt_max_sigma: Annotated[float, Range(0, 1, open=True)] = 0.96
   cps_eta: Share = 0.8  # eta of "cps"
   window: Count = 1  # stochastic steps of a rollout; only these are stored and trained
   window_start_min: Natural = 0  # the window starts at a step drawn uniformly from min..max, both included
@@ -162,9 +161,8 @@ class ReconstructionConfig:
   """The weight-free reconstructor: camera path and Gaussian scene from the video alone."""
 
   max_pixels: Annotated[int, Range(1024)] = 96 * 160  # a larger frame is shrunk to about this area first
-  max_frames: Annotated[int, Range(2)] = (
-    33  # of a longer clip, this many evenly spaced frames are optimised and the rest interpolated
-  )
+  # Of a longer clip, this many evenly spaced frames are optimised and the rest interpolated.
+  max_frames: Annotated[int, Range(2)] = 33
   focal: Positive = 1.2  # assumed focal length in image widths
   iterations: Count = 1  # multiplies the optimiser's steps: more is slower and more accurate
   offset_back: NonNegative = 0.15  # the offset view: this far behind the path, in median depths
@@ -185,7 +183,7 @@ class RewardsConfig:
   general_weight: NonNegative = 1.0  # lambda_gen
   general_frames: Count = 8  # R_gen looks at the first K frames
   lpips_network: Literal["alexnet", "vgg16"] = "alexnet"
-  translation_tolerance: Positive = 0.25  # S_traj = exp(-(e_t / this + e_r / that)); in reaches of the target path
+  translation_tolerance: Positive = 0.25  # S_traj = exp(-(e_t / this + e_r / that)); e_t in reaches of the target path
   rotation_tolerance_degrees: Positive = 6.0
   max_scale: Annotated[float, Range(1)] = 3.0  # the fitted scale of a recovered path stays within [1/this, this]
   job_seconds: Positive = 300.0  # a job that takes longer is given up and its sidecar restarted

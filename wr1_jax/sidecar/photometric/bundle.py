@@ -70,12 +70,11 @@ class System:
   matrix: Float[Tensor, "b n n"]
 
   def hold(self, start: int, stop: int) -> System:
-    """The same with the unknowns `start .. stop` held fast: their step is 0, and they pull at no others."""
+    """Holds the unknowns `start .. stop` fast, in place: their step is 0, and they pull at no others."""
     held = slice(start, stop)
-    matrix, gradient = self.matrix.clone(), self.gradient.clone()
-    matrix[:, held], matrix[:, :, held], gradient[:, held] = 0, 0, 0
-    matrix[:, held, held] = torch.eye(stop - start, dtype=matrix.dtype, device=matrix.device)
-    return System(self.cost, gradient, matrix)
+    self.matrix[:, held], self.matrix[:, :, held], self.gradient[:, held] = 0, 0, 0
+    self.matrix[:, held, held] = torch.eye(stop - start, dtype=self.matrix.dtype, device=self.matrix.device)
+    return self
 
   def where(self, mask: Bool[Tensor, "b"], other: System) -> System:
     return System(

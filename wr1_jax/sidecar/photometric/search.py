@@ -69,7 +69,6 @@ class Path:
 
   world_to_camera: Float[Tensor, "n T 4 4"]  # float64
   log_inverse_depth: Float[Tensor, "n h w"]  # of the reference frame
-  cost: Float[Tensor, "n"]  # robust photometric residual in [0, 1]
 
 
 def _starts(frames: int, reference: int, asked: Float[Tensor, "n k T 4 4"]) -> Float[Tensor, "n s T 4 4"]:
@@ -178,9 +177,9 @@ def recover(
       )
       unknowns, cost = _merge(unknowns, cost, mirrors, mirror_cost, clips)
     unknowns, cost = _best(unknowns, cost, clips, stage.keep)
-  unknowns, cost = _prefer_still(level, unknowns, cost, priors)
+  unknowns = _prefer_still(level, unknowns, cost, priors)
   depth = _regrid(unknowns.depth, grid, (height, width)).reshape(clips, height, width)
-  return Path(unknowns.poses, depth.float(), cost)
+  return Path(unknowns.poses, depth.float())
 
 
 def _solve(
@@ -201,12 +200,10 @@ def _merge(
   return merged, join(a_cost, b_cost)
 
 
-def _prefer_still(
-  level: Level, unknowns: Unknowns, cost: Float[Tensor, "n"], priors: Priors
-) -> tuple[Unknowns, Float[Tensor, "n"]]:
+def _prefer_still(level: Level, unknowns: Unknowns, cost: Float[Tensor, "n"], priors: Priors) -> Unknowns:
   """A camera that stands still, where that explains the clip as well."""
   eye = torch.eye(4, dtype=torch.float64, device=cost.device).expand_as(unknowns.poses)
   still = Unknowns(eye, unknowns.light, torch.zeros_like(unknowns.depth))
   still_cost = bundle.linearise(level, still, priors).cost
   good = still_cost <= STILL_MARGIN * cost + STILL_SLACK
-  return still.where(good, unknowns), torch.where(good, still_cost, cost)
+  return still.where(good, unknowns)
