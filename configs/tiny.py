@@ -28,6 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.noise_warp.mode = "initial"
 
+  c.data.static_prompts, c.data.dynamic_prompts = "world_static.txt", "world_dynamic.txt"
+
   c.train.iterations = 8
   c.train.main_iterations, c.train.dynamic_iterations = 3, 1
   c.train.groups, c.train.group_size = 2, 4

@@ -115,3 +115,16 @@ def test_poses_that_are_not_finite_are_never_scored(compose):
 def test_the_lists_must_go_together(compose):
   with pytest.raises(ValueError):
     compose([PERFECT], [TARGET, TARGET], [True])
+
+
+def test_a_term_without_weight_is_known_but_neither_counted_nor_needed():
+  compose = Composer(RewardsConfig(recon_weight=0.0, meta_weight=0.0, traj_weight=3.0), CAMERA)
+  reward = one(compose, change(meta=math.nan, reasons={"meta": "why"}))
+  assert reward.valid and reward.total == pytest.approx(3 * 1 + 0.25, abs=1e-5)
+  assert reward.recon == pytest.approx(1, abs=1e-6) and math.isnan(reward.meta)
+  assert reward.reasons == {"reward/meta": "why"}
+
+
+def test_a_clip_whose_terms_have_no_weight_has_no_reward():
+  reward = one(Composer(RewardsConfig(general_weight=0.0), CAMERA), static=False)
+  assert not reward.valid and "no term" in reward.reasons["reward/total"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wr1_jax.data import video_files
 from wr1_jax.errors import UserError
 from wr1_jax.rewards.compose import ClipReward
 from wr1_jax.sampling.rollout import Rollout
@@ -38,6 +39,7 @@ _OPTIONS = (
   "--config.train.decode_batch=2",
   "--config.train.update_batch=2",
   "--config.train.checkpoint_every=2",
+  "--config.train.compare=2",
 )
 _NEEDED = (
   "iteration",
@@ -135,6 +137,15 @@ def test_run_folder_is_complete(finished):
   }
   assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["2", "4", "5"]
   assert list((finished / "videos").glob("*_rollouts.mp4")) and list((finished / "pictures").glob("*_camera_path.png"))
+
+
+def test_what_changed_is_shown(finished):
+  """Clips before and after, from the same noise: alike, as five small steps change little, but not the same."""
+  frames = video_files.read_mp4(finished / "videos" / f"{_ITERATIONS:06d}_before_after.mp4").astype(float)
+  assert frames.shape == (5, 2 * 64, 2 * 64, 3)  # before above after, two prompts
+  before, after = frames[:, :64], frames[:, 64:]
+  assert 0 < np.abs(before - after).mean() < 0.5 * before.std()
+  assert (finished / "pictures" / f"{_ITERATIONS:06d}_rewards.png").stat().st_size > 10_000
 
 
 def test_killed_and_stopped_runs_go_on_exactly(start, finished, tmp_path):

@@ -13,12 +13,14 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import ml_collections
 
 from wr1_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +182,12 @@ class RewardsConfig:
   meta: str = "offset_view_proxy"
   general: str = "frame_quality_proxy"
   reconstruction: ReconstructionConfig = ReconstructionConfig()
-  general_weight: NonNegative = 1.0  # lambda_gen
+  # R = meta_weight S_meta + recon_weight S_recon + traj_weight S_traj + general_weight R_gen; general_weight is lambda_gen.
+  # A term of weight 0 is logged, and its absence makes no reward invalid.
+  meta_weight: NonNegative = 1.0
+  recon_weight: NonNegative = 1.0
+  traj_weight: NonNegative = 1.0
+  general_weight: NonNegative = 1.0
   general_frames: Count = 8  # R_gen looks at the first K frames
   lpips_network: Literal["alexnet", "vgg16"] = "alexnet"
   translation_tolerance: Positive = 0.25  # S_traj = exp(-(e_t / this + e_r / that)); e_t in reaches of the target path
@@ -193,10 +200,10 @@ class RewardsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Prompt files: UTF-8, one prompt a line. Empty: those shipped with the package."""
+  """Prompt files: UTF-8, one prompt a line. A path, or the name of a file in wr1_jax/assets/prompts/."""
 
-  static_prompts: str = ""
-  dynamic_prompts: str = ""
+  static_prompts: str = "static.txt"
+  dynamic_prompts: str = "dynamic.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +231,7 @@ class TrainConfig:
   checkpoint_every: Count = 10  # iterations
   keep_checkpoints: Count = 3
   video_every: Count = 10  # iterations between two logged videos
+  compare: Natural = 4  # static prompts whose clips are shown before and after training when a run is done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,25 +252,26 @@ class Config:
   train: TrainConfig = TrainConfig()
 
 
-def default() -> ml_collections.ConfigDict:
+def default(schema: type = Config) -> ml_collections.ConfigDict:
   """All options at their defaults, typed and locked: assigning an unknown key or another type is an error."""
-  return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
+  return ml_collections.ConfigDict(dataclasses.asdict(schema())).lock()
 
 
-def option_names() -> frozenset[str]:
+def option_names(schema: type = Config) -> frozenset[str]:
   """The dotted name of every option and of every section, as in `--config.sampling.steps`."""
-  return frozenset(_names(Config, prefix=""))
+  return frozenset(_names(schema, prefix=""))
 
 
-def unknown_option(name: str) -> UserError:
+def unknown_option(name: str, schema: type = Config) -> UserError:
   """The error for an option that does not exist; suggests the nearest ones that do."""
-  near = difflib.get_close_matches(name, sorted(option_names()), n=3, cutoff=0.5)
-  hint = f"the nearest are: {', '.join(near)}" if near else "wr1_jax/config.py lists all options"
+  near = difflib.get_close_matches(name, sorted(option_names(schema)), n=3, cutoff=0.5)
+  place = schema.__module__.replace(".", "/")
+  hint = f"the nearest are: {', '.join(near)}" if near else f"{place}.py lists all options"
   return UserError(f"the config has no option '{name}'; {hint}.")
 
 
-def resolve(values: ml_collections.ConfigDict) -> Config:
-  """Checks `values` against the schema above and returns it as frozen dataclasses.
+def resolve(values: ml_collections.ConfigDict, schema: type[T] = Config) -> T:
+  """Checks `values` against the schema (that of training, unless given) and returns it as frozen dataclasses.
 
   Raises:
     UserError: an option is unknown, missing or of the wrong type, or outside its choices or range.
@@ -271,10 +280,13 @@ def resolve(values: ml_collections.ConfigDict) -> Config:
     raise UserError(
       f"get_config() of the config file returned {values!r}; it must return an ml_collections.ConfigDict."
     )
-  return _resolve(values, Config, prefix="")
+  unknown = next(_unknown(values, schema, prefix=""), None)
+  if unknown is not None:
+    raise unknown_option(unknown, schema)
+  return _resolve(values, schema, prefix="")
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
   """Plain nested dicts of a config, for JSON."""
   return dataclasses.asdict(config)
 
@@ -288,11 +300,17 @@ def _names(schema: type, prefix: str) -> list[str]:
   return names
 
 
+def _unknown(values: ml_collections.ConfigDict, schema: type, prefix: str) -> Iterator[str]:
+  kinds = typing.get_type_hints(schema)
+  for name, value in values.items():
+    if name not in kinds:
+      yield prefix + name
+    elif dataclasses.is_dataclass(kinds[name]) and isinstance(value, ml_collections.ConfigDict):
+      yield from _unknown(value, kinds[name], f"{prefix}{name}.")
+
+
 def _resolve(values: Mapping[str, Any], schema: type, prefix: str) -> Any:
   kinds = typing.get_type_hints(schema, include_extras=True)
-  for name in values:
-    if name not in kinds:
-      raise unknown_option(prefix + name)
   missing = [prefix + name for name in kinds if name not in values]
   if missing:
     raise UserError(f"the config lacks {', '.join(missing)}; start it from wr1_jax.config.default().")

@@ -24,7 +24,7 @@ from wr1_jax.objective.advantage import advantages
 from wr1_jax.parallel.mesh import make_mesh, shard_params
 from wr1_jax.randomness import Purpose
 from wr1_jax.rewards.client import RewardClient
-from wr1_jax.training import phases, preflight, programs, reports, run_folder, state, stop
+from wr1_jax.training import before_after, phases, preflight, programs, reports, run_folder, state, stop
 from wr1_jax.training.checkpoint import Checkpoints
 from wr1_jax.training.iteration import Runner
 from wr1_jax.training.run_log import RunLog
@@ -107,7 +107,11 @@ def train(config: Config, workdir: Path) -> None:
       if done and checkpoints.latest() != done:
         checkpoints.save(done, train_state)
     checkpoints.wait()
-  reports.finished(workdir, done, iterations)
+    shown = []
+    if done == iterations:
+      compared = prompt_sets[phases.Phase.MAIN].texts[: config.train.compare]
+      shown = before_after.show(log, workdir, done, config, model, mesh, train_state.lora, compared)
+  reports.finished(workdir, done, iterations, shown)
 
 
 def main(argv: list[str]) -> None:

@@ -35,30 +35,46 @@ class PromptSet:
     return tuple(self.texts[int(orders[place // size][place % size])] for place in places)
 
 
-def load(path: Path) -> PromptSet:
+def load(name: str) -> PromptSet:
   """Reads a UTF-8 file of one prompt a line; blank lines are skipped.
+
+  Args:
+    name: a path, or the name of a file that is shipped with the package.
 
   Raises:
     UserError: the file is missing, empty or not UTF-8.
   """
-  return PromptSet(tuple(read_lines(path)))
+  return PromptSet(tuple(read_lines(find(name))))
 
 
 def load_static(config: DataConfig) -> PromptSet:
   """The main phase's prompts."""
-  return load(Path(config.static_prompts) if config.static_prompts else _SHIPPED / "static.txt")
+  return load(config.static_prompts)
 
 
 def load_dynamic(config: DataConfig) -> PromptSet:
   """The dynamic phase's prompts."""
-  return load(Path(config.dynamic_prompts) if config.dynamic_prompts else _SHIPPED / "dynamic.txt")
+  return load(config.dynamic_prompts)
+
+
+def find(name: str) -> Path:
+  """The file of a path, or of the name of a shipped file where there is no such path.
+
+  Raises:
+    UserError: it is neither.
+  """
+  for path in (Path(name), _SHIPPED / name):
+    if path.is_file():
+      return path
+  shipped = ", ".join(sorted(path.name for path in _SHIPPED.glob("*.txt")))
+  raise UserError(f"prompt file {name}: there is no such file, and none of that name in the package ({shipped}).")
 
 
 def read_lines(path: Path) -> list[str]:
   """The non-blank lines of a UTF-8 file, stripped.
 
   Raises:
-    UserError: as `load`.
+    UserError: the file is missing, empty or not UTF-8.
   """
   if not path.is_file():
     raise UserError(f"prompt file {path}: there is no such file.")

@@ -1,8 +1,9 @@
 """From what the sidecar found out about a clip to what the clip is worth (World-R1's reward).
 
-R = R_3D + lambda_gen R_gen, R_3D = S_meta + S_recon + S_traj, each S in [0, 1]. A clip of a single frame or of a prompt
-without camera words has no S_traj, and a clip of a dynamic prompt no R_3D: these terms are left out of its sum. A term
-that should be there and could not be computed is NaN, and so is the sum.
+R = R_3D + lambda_gen R_gen, R_3D = S_meta + S_recon + S_traj, each S in [0, 1], and each with a weight of its own for
+ablations. A clip of a single frame or of a prompt without camera words has no S_traj, and a clip of a dynamic prompt no
+R_3D: these terms are left out of its sum. A term that should be there and could not be computed is NaN, and so is the
+sum, unless the term's weight is 0.
 """
 
 from __future__ import annotations
@@ -65,6 +66,12 @@ class Composer:
 
   def __init__(self, config: RewardsConfig, camera: CameraConfig):
     self._config, self._camera = config, camera
+    self._weights = {
+      "meta": config.meta_weight,
+      "recon": config.recon_weight,
+      "traj": config.traj_weight,
+      "general": config.general_weight,
+    }
     self._lpips = LPIPS(config.lpips_network)
 
   def __call__(
@@ -81,23 +88,28 @@ class Composer:
     return [self._reward(*clip) for clip in zip(results, targets, static)]
 
   def _reward(self, result: ClipResult, target: Target, static: bool) -> ClipReward:
-    terms = {"general": (self._config.general_weight, self._judged(result, "general"))}
+    terms: dict[str, float | str] = {"general": self._judged(result, "general")}
     left_out = {}
     if static:
-      terms["meta"] = (1.0, self._judged(result, "meta"))
-      terms["recon"] = (1.0, self._reconstruction(result))
+      terms["meta"] = self._judged(result, "meta")
+      terms["recon"] = self._reconstruction(result)
       if target is None or len(target) == 1:
         left_out["traj"] = NO_TARGET if target is None else SINGLE_FRAME
       else:
-        terms["traj"] = (1.0, self._trajectory(result, target))
+        terms["traj"] = self._trajectory(result, target)
     else:
       left_out = dict.fromkeys(("meta", "recon", "traj"), DYNAMIC)
-    missing = {name: score for name, (_, score) in terms.items() if isinstance(score, str)}
-    scores = {name: math.nan if name in missing else score for name, (_, score) in terms.items()}
-    total = sum(weight * scores[name] for name, (weight, _) in terms.items())
+    missing = {name: score for name, score in terms.items() if isinstance(score, str)}
+    scores = {name: math.nan if name in missing else score for name, score in terms.items()}
+    # A weight of 0 takes a term out of the sum: 0 times NaN would be NaN.
+    weighted = {name: self._weights[name] * score for name, score in scores.items() if self._weights[name]}
+    total = sum(weighted.values()) if weighted else math.nan
     reasons = missing | left_out
-    if missing:
-      reasons["total"] = f"without {', '.join(f'reward/{name}' for name in sorted(missing))} there is no sum"
+    if not weighted:
+      reasons["total"] = "no term of this clip has a weight"
+    elif math.isnan(total):
+      needed = sorted(f"reward/{name}" for name in weighted.keys() & missing.keys())
+      reasons["total"] = f"without {', '.join(needed)} there is no sum"
     numbers = dict.fromkeys(left_out, math.nan) | scores
     return ClipReward(total=total, **numbers, reasons={f"reward/{name}": reason for name, reason in reasons.items()})
 

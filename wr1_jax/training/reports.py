@@ -137,13 +137,15 @@ def stopped(signal: Stop, done: int) -> None:
   tqdm.write(f"{signal}: stopping after {done} iterations; the same command goes on from there")
 
 
-def finished(workdir: Path, done: int, iterations: int) -> None:
-  """Where to look."""
+def finished(workdir: Path, done: int, iterations: int, shown: Sequence[Path]) -> None:
+  """Where to look; `shown` are the pictures of what changed."""
   state = "done" if done == iterations else f"stopped at {done} of {iterations}"
   tqdm.write(
     f"{state}: {workdir / 'metrics.jsonl'}, {workdir / 'videos'}, {workdir / 'pictures'}, and "
     f"tensorboard --logdir {workdir}"
   )
+  if shown:
+    tqdm.write(f"before and after, and the rewards: {', '.join(map(str, shown))}")
 
 
 def _mean(values: np.ndarray) -> float:

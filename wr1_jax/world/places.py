@@ -154,7 +154,7 @@ def _objects(
     verb = ""
     if i == mover:
       verb, made = MOTIONS.object(rng, made)
-    phrases.append(f"{_article(words)} {words}{verb} {_SLOTS[slot].words}")
+    phrases.append(f"{_article(words)} {words} {_SLOTS[slot].words}{verb}")
     solids += made
   return _listed(phrases), solids
 
