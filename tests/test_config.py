@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import toy
 from wr1_jax import cli
 from wr1_jax import config as config_lib
 from wr1_jax.errors import UserError
@@ -28,6 +29,17 @@ def _parse(*arguments: str) -> config_lib.Config:
 def test_config_files_resolve(name, steps, groups, strength):
   config = _parse(f"--config={_CONFIGS / name}.py")
   assert (config.sampling.steps, config.train.groups, config.noise_warp.strength) == (steps, groups, strength)
+
+
+def test_variants_of_the_toy_change_what_their_names_say():
+  full = config_lib.to_dict(_parse(f"--config={_CONFIGS / 'toy.py'}"))
+  for variant in toy.VARIANTS:
+    changed = config_lib.to_dict(_parse(f"--config={_CONFIGS / 'toy.py'}:{variant}"))
+    assert (changed == full) == (variant == "full"), variant
+    last = changed["sampling"]["window_start_max"] + changed["sampling"]["window"]
+    assert last <= changed["sampling"]["steps"], variant
+  with pytest.raises(UserError, match="there is no variant 'none'"):
+    _parse(f"--config={_CONFIGS / 'toy.py'}:none")
 
 
 def test_small_and_large_have_the_papers_numbers():

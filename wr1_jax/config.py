@@ -182,8 +182,8 @@ class RewardsConfig:
   meta: str = "offset_view_proxy"
   general: str = "frame_quality_proxy"
   reconstruction: ReconstructionConfig = ReconstructionConfig()
-  # R = meta_weight S_meta + recon_weight S_recon + traj_weight S_traj + general_weight R_gen; general_weight is lambda_gen.
-  # A term of weight 0 is logged, and its absence makes no reward invalid.
+  # R is the sum of S_meta, S_recon, S_traj and R_gen times their weights; general_weight is lambda_gen. A term of
+  # weight 0 is logged, and its absence makes no reward invalid.
   meta_weight: NonNegative = 1.0
   recon_weight: NonNegative = 1.0
   traj_weight: NonNegative = 1.0
