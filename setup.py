@@ -37,6 +37,6 @@ setup(
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     "sidecar": ["torch>=2.6"],
-    "test": ["pytest", "accelerate", "diffusers>=0.35", "peft", "torch>=2.6"],
+    "test": ["pytest", "pytest-xdist", "accelerate", "diffusers>=0.35", "peft", "scikit-image", "torch>=2.6"],
   },
 )

@@ -12,15 +12,12 @@ alpha / rank is multiplied into the second factor, so that the adapters apply wi
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
 from flax import nnx
 
 from wr1_jax.errors import UserError, reported
+from wr1_jax.evaluation import adapters
 from wr1_jax.models import weights
 
 _FILE = "pytorch_lora_weights"
@@ -40,20 +37,17 @@ def convert(run: Path, folder: Path, *, step: int | None = None, ema: bool = Fal
   Raises:
     UserError: `run` is no run's folder, or has no such checkpoint.
   """
-  config = _read_config(run)
-  lora, step = _restore(run / "checkpoints", step, "ema" if ema else "lora")
-  scale = config["lora"]["alpha"] / config["lora"]["rank"]
-  scaled = jax.tree.map_with_path(
-    lambda path, leaf: leaf * scale if "lora_b" in jax.tree_util.keystr(path) else leaf, lora
-  )
+  trained = adapters.read(run, step=step, ema=ema, flag="--src")
+  scale = trained.lora.alpha / trained.lora.rank
+  scaled = [(path, nnx.Param(leaf * scale if path[-1] == "lora_b" else leaf)) for path, leaf in trained.weights.items()]
   provenance = {
-    "base_model": config["model"]["path"],
-    "iterations": step,
+    "base_model": trained.base_model,
+    "iterations": trained.iterations,
     "running_average": ema,
-    "rank": config["lora"]["rank"],
-    "alpha": config["lora"]["alpha"],
+    "rank": trained.lora.rank,
+    "alpha": trained.lora.alpha,
   }
-  weights.save(folder, scaled, tensor_table(), provenance, stem=_FILE)
+  weights.save(folder, nnx.from_flat_state(scaled), tensor_table(), provenance, stem=_FILE)
   return folder / f"{_FILE}.safetensors"
 
 
@@ -68,35 +62,6 @@ def tensor_table() -> dict[str, weights.Tensor]:
     for ours, theirs in _PROJECTIONS.items()
     for factor, name in factors.items()
   }
-
-
-def _read_config(run: Path) -> dict[str, Any]:
-  try:
-    return json.loads((run / "config.json").read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(f"--src={run} is no run's folder: its config.json cannot be read ({error}).") from error
-
-
-def _restore(folder: Path, step: int | None, item: str) -> tuple[nnx.State, int]:
-  """The adapters of a checkpoint, on the host, and its step."""
-  names = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-  if not names:
-    raise UserError(f"there are no checkpoints in {folder}.")
-  if step is not None and step not in names:
-    raise UserError(f"{folder} has no checkpoint {step}; it has {', '.join(map(str, names))}.")
-  step = names[-1] if step is None else step
-  path = (folder / str(step) / "policy").absolute()
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-  with ocp.StandardCheckpointer() as checkpointer:
-    try:
-      shapes = checkpointer.metadata(path).item_metadata.tree
-      like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-      tree = checkpointer.restore(path, like)[item]
-    except Exception as error:  # damaged files make Orbax raise whatever it likes
-      raise UserError(f"the checkpoint {path} is damaged ({str(error)[:200]}); --step=N chooses another.") from error
-  flat = jax.tree_util.tree_leaves_with_path(tree)
-  keys = [tuple(str(key.key) for key in path if str(key.key) != "value") for path, _ in flat]
-  return nnx.from_flat_state([(key, nnx.Param(leaf)) for key, (_, leaf) in zip(keys, flat)]), step
 
 
 def main() -> None:

@@ -12,4 +12,5 @@ if [[ "${1:-}" == --accelerator=* ]]; then
 fi
 bash "$repo/launch/setup_env.sh" "$accelerator" sidecar,test
 cd "$repo"
-exec .venv/bin/python -m pytest -q --durations=15 "${@:-tests}"
+# Two processes: most of the time is compilation, which uses one core. Tests of one file stay together and share its fixtures.
+exec .venv/bin/python -m pytest -q --durations=15 -n 2 --dist loadfile "${@:-tests}"

@@ -24,7 +24,16 @@ FAKES = RewardsConfig(
 
 
 def names_in_shm() -> list[str]:
-  return [name for name in os.listdir(shared_arrays.SHM_FOLDER) if name.startswith(shared_arrays.NAME_PREFIX)]
+  """Names that stay: tests that run beside this one have some for a moment."""
+  names = _names_in_shm()
+  if names:
+    time.sleep(0.1)
+    names &= _names_in_shm()
+  return sorted(names)
+
+
+def _names_in_shm() -> set[str]:
+  return {name for name in os.listdir(shared_arrays.SHM_FOLDER) if name.startswith(shared_arrays.NAME_PREFIX)}
 
 
 def shm_free() -> int:

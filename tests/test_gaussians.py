@@ -91,9 +91,20 @@ def test_what_is_out_of_view_is_not_drawn(where):
 
 def test_gather_is_the_transpose_of_blend():
   scene = random_scene(30)
-  fragments = gaussians.splat(scene, pose(), CAMERA, SIZE)
+  poses = torch.stack([pose(), pose(4), pose(5)])
+  fragments = gaussians.splat(scene, poses, CAMERA.expand(3, 3, 3), SIZE)
   generator = torch.Generator().manual_seed(0)
-  values, image = torch.rand(30, 2, generator=generator), torch.rand(*SIZE, 2, generator=generator)
+  values, image = torch.rand(30, 2, generator=generator), torch.rand(3, *SIZE, 2, generator=generator)
   left = (fragments.blend(values) * image).sum()
   right = (values * fragments.gather(image)).sum()
   torch.testing.assert_close(left, right)
+
+
+def test_frames_drawn_together_are_those_drawn_alone():
+  scene = random_scene(60)
+  poses, cameras = torch.stack([pose(seed) for seed in range(4)]), CAMERA.expand(4, 3, 3)
+  together = gaussians.splat(scene, poses, cameras, SIZE)
+  for i in range(4):
+    alone = gaussians.splat(scene, poses[i : i + 1], cameras[:1], SIZE)
+    torch.testing.assert_close(together.blend(scene.colours)[i], alone.blend(scene.colours)[0])
+    torch.testing.assert_close(together.alpha()[i], alone.alpha()[0])

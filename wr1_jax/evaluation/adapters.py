@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,8 +16,6 @@ from jaxtyping import Float32
 from wr1_jax.config import LoRAConfig
 from wr1_jax.errors import UserError
 
-_MOST_NAMED = 8  # checkpoints in a message
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapters:
@@ -26,7 +23,17 @@ class Adapters:
 
   weights: Mapping[tuple[str, ...], Float32[np.ndarray, "..."]]  # by path in the network's state
   iterations: int  # that the checkpoint has seen
-  config: Mapping[str, Any]  # the run's resolved options, nested
+  lora: LoRAConfig  # of the run
+  base_model: str  # config.model.path of the run
+
+  def check(self, lora: LoRAConfig) -> None:
+    """Raises `UserError` where the run was made with another rank or alpha than `lora`."""
+    if (self.lora.rank, self.lora.alpha) != (lora.rank, lora.alpha):
+      raise UserError(
+        f"the run was made with rank {self.lora.rank} and alpha {self.lora.alpha}, and the config has rank "
+        f"{lora.rank} and alpha {lora.alpha}; give the run's --config, or --config.lora.rank={self.lora.rank} "
+        f"--config.lora.alpha={self.lora.alpha}."
+      )
 
   def placed(self, like: nnx.State) -> nnx.State:
     """The adapters in the structure and with the shardings of `like` (`WanModel.lora`).
@@ -39,7 +46,7 @@ class Adapters:
     if shapes(expected) != shapes(self.weights):
       raise UserError(
         "the run's adapters do not fit config.model.path: their layers or sizes are others. The run was made with "
-        f"config.model.path = {self.config['model']['path']}."
+        f"config.model.path = {self.base_model}."
       )
     return nnx.from_flat_state(
       [
@@ -49,36 +56,24 @@ class Adapters:
     )
 
 
-def read(run: Path, lora: LoRAConfig, *, step: int | None = None, ema: bool = False) -> Adapters:
+def read(run: Path, *, step: int | None = None, ema: bool = False, flag: str = "--run") -> Adapters:
   """Reads a checkpoint of the run in the folder `run`.
 
   Args:
-    lora: rank and alpha, which must be those that the run was made with.
     step: the number of iterations of the checkpoint; None: the newest.
     ema: the running average of the adapters instead of the adapters themselves.
+    flag: what the command line calls `run`, for messages.
 
   Raises:
-    UserError: `run` is no run's folder, has no such checkpoint or a damaged one, or was made with another `lora`.
+    UserError: `run` is no run's folder, or has no such checkpoint, or a damaged one.
   """
-  config = _read_config(run)
-  theirs = config["lora"]
-  if (theirs["rank"], theirs["alpha"]) != (lora.rank, lora.alpha):
-    raise UserError(
-      f"--run={run} was made with rank {theirs['rank']} and alpha {theirs['alpha']}, and the config has rank "
-      f"{lora.rank} and alpha {lora.alpha}; give the run's --config, or --config.lora.rank={theirs['rank']} "
-      f"--config.lora.alpha={theirs['alpha']}."
-    )
-  step = _choose(run / "checkpoints", step)
-  return Adapters(_restore(run / "checkpoints" / str(step), "ema" if ema else "lora"), step, config)
-
-
-def _read_config(run: Path) -> dict[str, Any]:
   try:
     config = json.loads((run / "config.json").read_text())
-    config["lora"]["rank"], config["lora"]["alpha"], config["model"]["path"]
+    lora, base_model = LoRAConfig(config["lora"]["rank"], config["lora"]["alpha"]), config["model"]["path"]
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f"--run={run} is no run's folder: its config.json cannot be read ({error}).") from error
-  return config
+    raise UserError(f"{flag}={run} is no run's folder: its config.json cannot be read ({error}).") from error
+  step = _choose(run / "checkpoints", step)
+  return Adapters(_restore(run / "checkpoints" / str(step), "ema" if ema else "lora"), step, lora, base_model)
 
 
 def _choose(folder: Path, step: int | None) -> int:
@@ -86,9 +81,7 @@ def _choose(folder: Path, step: int | None) -> int:
   if not steps:
     raise UserError(f"there are no checkpoints in {folder}.")
   if step is not None and step not in steps:
-    raise UserError(
-      f"--step={step}: {folder} has no such checkpoint; it has {', '.join(map(str, steps[-_MOST_NAMED:]))}."
-    )
+    raise UserError(f"{folder} has no checkpoint {step}; it has {', '.join(map(str, steps))}.")
   return steps[-1] if step is None else step
 
 
@@ -97,7 +90,7 @@ def _restore(checkpoint: Path, item: str) -> dict[tuple[str, ...], np.ndarray]:
   device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
   with ocp.StandardCheckpointer() as checkpointer:
     try:
-      shapes = checkpointer.metadata(path).item_metadata.tree
+      shapes = ocp.StandardCheckpointHandler().metadata(path).tree  # the checkpointer's own would warn of other items
       like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
       tree = checkpointer.restore(path, like)[item]
     except Exception as error:  # damaged files make Orbax raise whatever it likes

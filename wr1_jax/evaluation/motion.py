@@ -79,13 +79,15 @@ def _refined(
     return ndimage.gaussian_filter(x, (0, _SIGMA, _SIGMA), mode="nearest")
 
   dy, dx = np.gradient(first, axis=(1, 2))
-  yy, xx, xy = window(dy * dy) + _DAMPING, window(dx * dx) + _DAMPING, window(dx * dy)
-  determinant = yy * xx - xy * xy
   clip, row, column = np.indices(first.shape, np.float32)
+  bottom, right = first.shape[1] - 1, first.shape[2] - 1
   for _ in range(_ITERATIONS):
-    seen = ndimage.map_coordinates(second, [clip, row + flow[0], column + flow[1]], order=1, mode="nearest")
-    change = seen - first
-    to_y, to_x = window(dy * change), window(dx * change)
-    step = -np.stack([xx * to_y - xy * to_x, yy * to_x - xy * to_y]) / determinant
+    at = (row + flow[0], column + flow[1])
+    inside = (at[0] >= 0) & (at[0] <= bottom) & (at[1] >= 0) & (at[1] <= right)  # what left the frame says nothing
+    change = ndimage.map_coordinates(second, [clip, *at], order=1, mode="nearest") - first
+    gy, gx = dy * inside, dx * inside
+    yy, xx, xy = window(gy * gy) + _DAMPING, window(gx * gx) + _DAMPING, window(gx * gy)
+    to_y, to_x = window(gy * change), window(gx * change)
+    step = -np.stack([xx * to_y - xy * to_x, yy * to_x - xy * to_y]) / (yy * xx - xy * xy)
     flow = flow + step * np.minimum(1, _LONGEST_STEP / np.maximum(np.hypot(*step), 1e-9))
   return flow

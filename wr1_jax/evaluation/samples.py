@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from wr1_jax.camera.start_noise import StartNoise
 from wr1_jax.camera.trajectory import target_paths
@@ -66,7 +66,7 @@ def sample(
 
 
 class Sampler:
-  """Makes videos in batches of `batch`, all by one compiled program: the base model is that with adapters of zeros."""
+  """Makes videos in batches of `batch`, all by the same compiled programs: the base model has adapters of zeros."""
 
   def __init__(self, config: Config, model: WanModel, mesh: Mesh, *, batch: int, solver: Solver = "euler"):
     """Nothing is compiled before the first call.
@@ -91,6 +91,7 @@ class Sampler:
     self._build = Builder(self._config, model, mesh)
     self._negative = embed_prompt(model, mesh, config.sampling.negative_prompt)
     self._embed = jax.jit(self._build.embed, out_shardings=replicated(mesh))
+    self._start = jax.jit(self._build.start, out_shardings=replicated(mesh))
     self._make = jax.jit(self._videos, out_shardings=batch_sharding(mesh))
     self._off = jax.tree.map(lambda x: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding), model.lora)
 
@@ -111,16 +112,10 @@ class Sampler:
     prompts = [prompts[index] for index in filled]
     paths, has_path = target_paths(prompts, self._config.video.frames, self._config.camera)
     text = self._embed(self._model.text.state, *map(self._put, self._model.text.tokenize(prompts)))
-    videos = self._make(
-      self._off if adapters is None else adapters,
-      self._model.base,
-      self._model.vae_state,
-      text,
-      self._negative,
-      self._put(np.asarray(places, np.int32)[filled]),
-      self._put(paths),
-      self._put(has_path),
-    )
+    places = np.asarray(places, np.int32)[filled]
+    start = self._start(*map(self._put, (np.int32(_ITERATION), places, paths, has_path)))
+    lora = self._off if adapters is None else adapters
+    videos = self._make(lora, self._model.base, self._model.vae_state, text, self._negative, start)
     return jax.device_get(videos)[:count]
 
   def _videos(
@@ -130,12 +125,9 @@ class Sampler:
     vae_state: nnx.State,
     text: Float[Array, "B L D"],
     negative: Float[Array, "1 L D"],
-    places: Int32[Array, "B"],
-    poses: Float[Array, "B T 4 4"],
-    has_path: Bool[Array, "B"],
+    start: StartNoise,
   ) -> UInt8[Array, "B T H W 3"]:
     sampling = self._config.sampling
-    start = self._build.start(jnp.int32(_ITERATION), places, poses, has_path)
     latents = sample(
       guided(self._model.transformer.velocity(lora, base), sampling.guidance),
       Schedule.make(sampling.steps, sampling.shift),

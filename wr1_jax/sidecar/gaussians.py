@@ -3,11 +3,15 @@
 The image formation is that of 3D Gaussian splatting ("3D Gaussian Splatting for Real-Time Radiance Field Rendering",
 Kerbl et al. 2023, with the thresholds of the gsplat library): every Gaussian is projected to an ellipse on the screen,
 widened by `SCREEN_BLUR`, and the ellipses over a pixel are blended front to back.
+
+Many frames are drawn as one long list of fragments: a GPU would otherwise wait for the start of thousands of small
+operations.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import torch
@@ -20,6 +24,8 @@ SCREEN_BLUR = 0.3  # added to the variances on the screen, in squared pixels
 MAX_ALPHA = 0.999
 MIN_ALPHA = 1 / 255
 MIN_TRANSMITTANCE = 1e-4
+FRAMES_AT_ONCE = {"cpu": 1}  # frames that are drawn together; what a CPU works on should fit into its caches
+MOST_FRAMES_AT_ONCE = 32  # everywhere else; bounds the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,31 +48,50 @@ class Gaussians:
 
 @dataclasses.dataclass(frozen=True)
 class Fragments:
-  """What a frame shows of each Gaussian: pixel colour = sum of weight x colour over the pixel's fragments."""
+  """What T frames show of each Gaussian: pixel colour = sum of weight x colour over the pixel's fragments."""
 
-  size: tuple[int, int]
-  pixel: Int[Tensor, "n"]  # row-major, ascending
+  size: tuple[int, int, int]  # T, h, w
+  pixel: Int[Tensor, "n"]  # of all frames, in row-major order; ascending
   gaussian: Int[Tensor, "n"]
   weight: Float[Tensor, "n"]  # alpha x transmittance
-  depth: Float[Tensor, "g"]  # of every Gaussian along the optical axis
+  depth: Float[Tensor, "T g"]  # of every Gaussian along the optical axis
 
-  def blend(self, values: Float[Tensor, "g c"]) -> Float[Tensor, "h w c"]:
-    """The image of any per-Gaussian values, over zero."""
-    count = torch.bincount(self.pixel, minlength=self.size[0] * self.size[1])
-    image = F.embedding_bag(
-      self.gaussian, values.contiguous(), count.cumsum(0) - count, mode="sum", per_sample_weights=self.weight
-    )
-    return image.unflatten(0, self.size)
+  def blend(self, values: Float[Tensor, "g c"]) -> Float[Tensor, "T h w c"]:
+    """The images of any per-Gaussian values, over zero."""
+    return _weighted_sums(values, self.gaussian, self._pixel_starts, self.weight).unflatten(0, self.size)
 
-  def alpha(self) -> Float[Tensor, "h w"]:
-    total = torch.bincount(self.pixel, self.weight, self.size[0] * self.size[1])
+  def alpha(self) -> Float[Tensor, "T h w"]:
+    total = torch.bincount(self.pixel, self.weight, math.prod(self.size))
     return total.to(self.weight.dtype).unflatten(0, self.size)  # of nothing, bincount counts in integers
 
-  def gather(self, image: Float[Tensor, "h w c"]) -> Float[Tensor, "g c"]:
+  def gather(self, images: Float[Tensor, "T h w c"]) -> Float[Tensor, "g c"]:
     """The transpose of `blend`: per Gaussian, the weighted sum of the pixels that show it."""
-    values = image.new_zeros(len(self.depth), image.shape[-1])
-    seen = self.weight[:, None] * image.flatten(0, 1).index_select(0, self.pixel)
-    return values.index_add_(0, self.gaussian, seen)
+    order, starts = self._gaussian_order
+    pixel, weight = self.pixel.index_select(0, order), self.weight.index_select(0, order)
+    return _weighted_sums(images.flatten(0, 2), pixel, starts, weight)
+
+  @functools.cached_property
+  def _pixel_starts(self) -> Int[Tensor, "p"]:
+    """Where each pixel's fragments begin."""
+    return _starts(self.pixel, math.prod(self.size))
+
+  @functools.cached_property
+  def _gaussian_order(self) -> tuple[Int[Tensor, "n"], Int[Tensor, "g"]]:
+    """The fragments in the order of their Gaussians, and where each one's begin. Adding up in place would be no slower,
+    but on a GPU the sums would depend on chance."""
+    return torch.argsort(self.gaussian, stable=True), _starts(self.gaussian, self.depth.shape[1])
+
+
+def _starts(groups: Int[Tensor, "n"], count: int) -> Int[Tensor, "count"]:
+  sizes = torch.bincount(groups, minlength=count)
+  return sizes.cumsum(0) - sizes
+
+
+def _weighted_sums(
+  values: Float[Tensor, "m c"], index: Int[Tensor, "n"], starts: Int[Tensor, "k"], weight: Float[Tensor, "n"]
+) -> Float[Tensor, "k c"]:
+  """The weighted sums of rows of `values`, for groups of consecutive `index` that begin at `starts`."""
+  return F.embedding_bag(index, values.contiguous(), starts, mode="sum", per_sample_weights=weight)
 
 
 def rotation_matrices(quaternions: Float[Tensor, "g 4"]) -> Float[Tensor, "g 3 3"]:
@@ -88,58 +113,70 @@ def rotation_matrices(quaternions: Float[Tensor, "g 4"]) -> Float[Tensor, "g 3 3
 
 
 def _project(
-  scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor, "3 3"]
-) -> tuple[Float[Tensor, "g 2"], Float[Tensor, "g 3"], Float[Tensor, "g"]]:
-  """Screen positions [g, 2], covariances (xx, xy, yy) [g, 3] in squared pixels, and depths [g]."""
-  rotation = pose[:3, :3].T  # world to camera
-  x, y, z = ((scene.means - pose[:3, 3]) @ rotation.T).unbind(-1)
+  scene: Gaussians, poses: Float[Tensor, "T 4 4"], camera: Float[Tensor, "T 3 3"]
+) -> tuple[Float[Tensor, "T g 2"], Float[Tensor, "T g 3"], Float[Tensor, "T g"]]:
+  """Screen positions [T, g, 2], covariances (xx, xy, yy) [T, g, 3] in squared pixels, and depths [T, g]."""
+  turn = poses[:, :3, :3]  # camera to world
+  x, y, z = ((scene.means - poses[:, None, :3, 3]) @ turn).unbind(-1)
   safe = z.clamp_min(NEAREST)
-  fx, fy = camera[0, 0], camera[1, 1]
+  fx, fy, cx, cy = (camera[:, row, column, None] for row, column in ((0, 0), (1, 1), (0, 2), (1, 2)))
   zero = torch.zeros_like(z)
   # Far off the axis the linearised projection explodes; as in the original, it is taken a little outside the view.
-  slope_x = (x / safe).clamp(-1.3 * camera[0, 2] / fx, 1.3 * camera[0, 2] / fx)
-  slope_y = (y / safe).clamp(-1.3 * camera[1, 2] / fy, 1.3 * camera[1, 2] / fy)
+  slope_x = (x / safe).clamp(-1.3 * cx / fx, 1.3 * cx / fx)
+  slope_y = (y / safe).clamp(-1.3 * cy / fy, 1.3 * cy / fy)
   jacobian = torch.stack([fx / safe, zero, -fx * slope_x / safe, zero, fy / safe, -fy * slope_y / safe], -1)
-  half = jacobian.unflatten(-1, (2, 3)) @ rotation @ (rotation_matrices(scene.quaternions) * scene.scales[:, None])
-  a, b = half.unbind(1)
+  in_world = jacobian.unflatten(-1, (2, 3)).flatten(1, 2) @ turn.mT
+  axes = rotation_matrices(scene.quaternions) * scene.scales[:, None]
+  a, b = (in_world.unflatten(1, (-1, 2)) @ axes).unbind(2)
   covariance = torch.stack([(a * a).sum(-1) + SCREEN_BLUR, (a * b).sum(-1), (b * b).sum(-1) + SCREEN_BLUR], -1)
-  centre = torch.stack([fx * x / safe + camera[0, 2], fy * y / safe + camera[1, 2]], -1)
+  centre = torch.stack([fx * x / safe + cx, fy * y / safe + cy], -1)
   return centre, covariance, z
 
 
+def frames_at_once(frames: int, device: torch.device) -> list[slice]:
+  """Which frames to hand to `splat` together."""
+  step = FRAMES_AT_ONCE.get(device.type, MOST_FRAMES_AT_ONCE)
+  return [slice(start, start + step) for start in range(0, frames, step)]
+
+
 def splat(
-  scene: Gaussians, pose: Float[Tensor, "4 4"], camera: Float[Tensor, "3 3"], size: tuple[int, int]
+  scene: Gaussians, poses: Float[Tensor, "T 4 4"], cameras: Float[Tensor, "T 3 3"], size: tuple[int, int]
 ) -> Fragments:
-  """Draws a scene from a camera-to-world pose with intrinsics in pixels of an image of `size` (h, w)."""
+  """Draws a scene from camera-to-world poses, with intrinsics in pixels of images of `size` (h, w)."""
   h, w = size
-  centre, covariance, depth = _project(scene, pose, camera)
+  centre, covariance, depth = _project(scene, poses, cameras)
   # The box of pixel centres around the ellipse where alpha falls to MIN_ALPHA.
   reach = torch.sqrt(2 * torch.log((scene.opacities / MIN_ALPHA).clamp_min(1)))
-  extent = reach[:, None] * covariance[:, [0, 2]].sqrt()
+  extent = reach[:, None] * covariance[..., [0, 2]].sqrt()
   low = (centre - extent - 0.5).ceil().clamp_min(0)
   high = torch.minimum((centre + extent - 0.5).floor(), centre.new_tensor([w - 1, h - 1]))
-  visible = torch.nonzero((depth > NEAREST) & (high >= low).all(-1))[:, 0]
-  front_to_back = visible[torch.argsort(depth[visible], stable=True)]
+  visible = torch.nonzero(((depth > NEAREST) & (high >= low).all(-1)).flatten())[:, 0]
+  # Frames are mixed here and told apart by their pixels later.
+  front_to_back = visible[torch.argsort(depth.flatten()[visible], stable=True)]
+  frame, gaussian = front_to_back // len(scene), front_to_back % len(scene)
 
-  xx, xy, yy = covariance[front_to_back].unbind(-1)
+  xx, xy, yy = covariance.flatten(0, 1)[front_to_back].unbind(-1)
   determinant = xx * yy - xy * xy
   ellipse = torch.stack([yy / determinant, -xy / determinant, xx / determinant], -1)
-  low, high, centre = low[front_to_back], high[front_to_back], centre[front_to_back]
-  opacity = scene.opacities[front_to_back]
+  low, high, centre = (x.flatten(0, 1)[front_to_back] for x in (low, high, centre))
+  opacity = scene.opacities[gaussian]
   sides = (high - low).amax(-1) + 1
   parts, smallest = [], 0
-  for side in _box_sides(max(size)):
+  for side in _box_sides(int(sides.max()) if len(sides) else 0):
     rank = torch.nonzero((sides > smallest) & (sides <= side))[:, 0]
     smallest = side
     if len(rank):
       parts.append(_box_fragments(side, w, rank, centre[rank], ellipse[rank], opacity[rank], low[rank], high[rank]))
   if not parts:
     nothing = visible.new_zeros(0)
-    return Fragments(size, nothing, nothing, depth.new_zeros(0), depth)
+    return Fragments((len(poses), h, w), nothing, nothing, depth.new_zeros(0), depth)
   pixel, rank, alpha = (torch.cat(x) for x in zip(*parts))
+  if len(poses) > 1:
+    pixel += h * w * frame.index_select(0, rank)
   order = torch.argsort(pixel * len(front_to_back) + rank)
   pixel, rank, alpha = (x.index_select(0, order) for x in (pixel, rank, alpha))
-  return Fragments(size, pixel, front_to_back.index_select(0, rank), _blending_weights(pixel, alpha), depth)
+  weight = _blending_weights(pixel, alpha)
+  return Fragments((len(poses), h, w), pixel, gaussian.index_select(0, rank), weight, depth)
 
 
 def _box_sides(largest: int) -> list[int]:
@@ -194,8 +231,8 @@ def render(
 ) -> tuple[Float[Tensor, "T h w 3"], Float[Tensor, "T h w"]]:
   """Images in [0, 1] over black, and their alpha, from camera-to-world poses and intrinsics in pixels of `size`."""
   images, alphas = [], []
-  for pose, camera in zip(poses, cameras):
-    fragments = splat(scene, pose, camera, size)
+  for part in frames_at_once(len(poses), poses.device):
+    fragments = splat(scene, poses[part], cameras[part], size)
     images.append(fragments.blend(scene.colours).clamp(0, 1))
     alphas.append(fragments.alpha())
-  return torch.stack(images), torch.stack(alphas)
+  return torch.cat(images), torch.cat(alphas)

@@ -192,8 +192,9 @@ def _room(rng: np.random.Generator, poses: np.ndarray, dynamic: bool) -> tuple[s
   side = max(rng.uniform(0.5, 0.75), np.abs(x).max() + 0.25)
   floor, ceiling = rng.uniform(0.14, 0.2), -rng.uniform(0.24, 0.34)
   back, front = max(rng.uniform(1.1, 1.35), z.max() + 0.5), min(-1.0, z.min() - 0.3)
-  centre = [0, (floor + ceiling) / 2, (back + front) / 2]
-  half = [side, (floor - ceiling) / 2, (back - front) / 2]
+  bottom = floor + 0.05  # of the walls, within the floor's slab: two faces in one place would fight for it
+  centre = [0, (bottom + ceiling) / 2, (back + front) / 2]
+  half = [side, (bottom - ceiling) / 2, (back - front) / 2]
   wall_pattern = PATTERNS[rng.choice(len(PATTERNS), p=[0.3, 0.15, 0.1, 0.15, 0.3])]
   walls, shell = _solid(rng, Shape.ROOM, centre, half, (_colour(rng), wall_pattern), 0.2)
   slab = [side + 0.1, 0.05, half[2] + 0.1]

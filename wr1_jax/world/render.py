@@ -9,6 +9,8 @@ filtered out in closed form, or distant ground would flicker.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,6 +25,7 @@ FAR = 40.0  # depth of the sky
 _NEAREST = 1e-4
 _AMBIENT = 0.62  # brightness of a face that is turned away from the light
 _GRAIN = 0.5  # of the grain, in brightness
+_FOOTPRINT = 0.2  # variance of what a ray sees of a texture, in squares of the distance to its neighbours' points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +51,11 @@ class _Hit(NamedTuple):
   solid: Array  # int32 [*r], or -1
 
 
+@functools.partial(jax.jit, static_argnames=("config", "camera"))
 def render(scenes: Scene, poses: Float[Array, "n T 4 4"], config: WorldConfig, camera: CameraConfig) -> Frames:
   """The clips of n scenes along camera-to-world `poses` in scene depths; float32. One clip after the other.
+
+  Compiled once for every shape, which takes some seconds.
 
   Frame t of T is at time t / (T - 1). Pixel (0, 0) is centred at (0, 0), the intrinsics are `camera.flow.intrinsics`.
   """
@@ -80,11 +86,11 @@ def _frame(
   direction = _matvec(pose[:3, :3], rays)
   origin = pose[:3, 3]
   hit = _first_hit(solids, origin, direction)
-  pixel = (rays[0, 0, 1, 0] - rays[0, 0, 0, 0]) / config.subrays  # spacing of rays, at depth 1
+  spacing = (rays[0, 0, 1, 0] - rays[0, 0, 0, 0]) / config.subrays  # of rays, at depth 1
   colour = jnp.where(
     (hit.solid < 0)[..., None],
     _sky(scene, direction),
-    _surface(scene, solids, shift, origin + hit.distance[..., None] * direction, hit, pixel),
+    _surface(scene, solids, shift, origin, direction, spacing * pose[:3, :2].T, hit),
   )
   changes = jnp.stack([scene.solids.drift, scene.solids.swing, scene.solids.pulse, scene.solids.flow])
   moving = jnp.any(changes != 0, axis=(0, 2))
@@ -117,15 +123,18 @@ def _turned(vectors: Float[Array, "*r 3"], cos: Array, sin: Array) -> Float[Arra
 
 
 def _first_hit(solids: Solids, origin: Float[Array, "3"], direction: Float[Array, "*r 3"]) -> _Hit:
-  hit = _Hit(jnp.full(direction.shape[:-1], FAR), jnp.full(direction.shape[:-1], -1, jnp.int32))
-  for i in range(SOLIDS):  # unrolled: one fused kernel
-    cos, sin = jnp.cos(solids.yaw[i]), jnp.sin(solids.yaw[i])
-    start = _turned(origin - solids.centre[i], cos, sin) / solids.size[i]
-    step = _turned(direction, cos, sin) / solids.size[i]
-    near, far = _interval(solids.shape[i], start, step)
-    distance = jnp.where(solids.shape[i] == Shape.ROOM, far, near)
-    closer = (solids.shape[i] != Shape.NONE) & (near < far) & (distance > _NEAREST) & (distance < hit.distance)
-    hit = _Hit(jnp.where(closer, distance, hit.distance), jnp.where(closer, i, hit.solid))
+  def nearer(hit: _Hit, numbered: tuple[Array, Solids]) -> tuple[_Hit, None]:
+    i, solid = numbered
+    cos, sin = jnp.cos(solid.yaw), jnp.sin(solid.yaw)
+    start = _turned(origin - solid.centre, cos, sin) / solid.size
+    step = _turned(direction, cos, sin) / solid.size
+    near, far = _interval(solid.shape, start, step)
+    distance = jnp.where(solid.shape == Shape.ROOM, far, near)
+    closer = (solid.shape != Shape.NONE) & (near < far) & (distance > _NEAREST) & (distance < hit.distance)
+    return _Hit(jnp.where(closer, distance, hit.distance), jnp.where(closer, i, hit.solid)), None
+
+  nothing = _Hit(jnp.full(direction.shape[:-1], FAR), jnp.full(direction.shape[:-1], -1, jnp.int32))
+  hit, _ = jax.lax.scan(nearer, nothing, (jnp.arange(SOLIDS, dtype=jnp.int32), solids))
   return hit
 
 
@@ -155,17 +164,28 @@ def _interval(shape: Array, start: Float[Array, "3"], step: Float[Array, "*r 3"]
 
 
 def _surface(
-  scene: Scene, solids: Solids, shift: Float[Array, "n 3"], points: Float[Array, "*r 3"], hit: _Hit, pixel: Array
+  scene: Scene,
+  solids: Solids,
+  shift: Float[Array, "n 3"],
+  origin: Float[Array, "3"],
+  direction: Float[Array, "*r 3"],
+  sides: Float[Array, "2 3"],
+  hit: _Hit,
 ) -> Float[Array, "*r 3"]:
-  """Colours in [0, 1] of the points that were hit."""
+  """Colours in [0, 1] of the points that were hit; `sides`: from a ray's direction to that of its neighbours."""
   of = jax.tree.map(lambda x: x[jnp.maximum(hit.solid, 0)], solids)
-  place = _turned(points - of.centre, jnp.cos(of.yaw), jnp.sin(of.yaw))
-  normal = _turned(_normal(of, place / of.size), jnp.cos(-of.yaw), jnp.sin(-of.yaw))
+  cos, sin = jnp.cos(of.yaw), jnp.sin(of.yaw)
+  distance = hit.distance[..., None]
+  place = _turned(origin + distance * direction - of.centre, cos, sin)
+  normal = _turned(_normal(of, place / of.size), cos, -sin)
   normal = jnp.where((of.shape == Shape.ROOM)[..., None], -normal, normal)
   shade = _AMBIENT + (1 - _AMBIENT) * jnp.maximum((normal * scene.light).sum(-1), 0)
 
+  # How far apart neighbouring rays meet the surface; it is larger where they graze it.
+  facing = jnp.minimum((normal * direction).sum(-1, keepdims=True), -1e-3)
+  apart = [distance * (side - direction * (normal * side).sum(-1, keepdims=True) / facing) for side in sides]
+  footprint = [_turned(vector, cos, sin) for vector in apart]
   on_texture = place - shift[jnp.maximum(hit.solid, 0)]
-  footprint = hit.distance * pixel
   pattern = jnp.tanh(of.sharpness * (_wave_sum(of.pattern, on_texture, footprint) + of.bias))
   grain = 1 + _GRAIN * _wave_sum(of.grain, on_texture, footprint)
   mix = (0.5 + 0.5 * pattern)[..., None]
@@ -185,14 +205,17 @@ def _normal(of: Solids, local: Float[Array, "*r 3"]) -> Float[Array, "*r 3"]:
   return normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
 
 
-def _wave_sum(waves: Waves, points: Float[Array, "*r 3"], footprint: Float[Array, "*r"]) -> Float[Array, "*r"]:
-  """The sum of waves at points, each wave weakened by the part of it that a ray's footprint averages away."""
+def _wave_sum(
+  waves: Waves, points: Float[Array, "*r 3"], footprint: Sequence[Float[Array, "*r 3"]]
+) -> Float[Array, "*r"]:
+  """The sum of waves at points, each weakened by the part of it that averages out over a ray's footprint: Gaussian,
+  spanned by the vectors to the points of neighbouring rays."""
   total = jnp.zeros(points.shape[:-1])
   for k in range(waves.phase.shape[-1]):
     vector = waves.vector[..., k, :]
     angle = (vector * points).sum(-1) + waves.phase[..., k]
-    blur = jnp.exp(-((vector**2).sum(-1)) * footprint**2 / 4)
-    total += waves.weight[..., k] * blur * jnp.sin(angle)
+    change = sum((vector * side).sum(-1) ** 2 for side in footprint)
+    total += waves.weight[..., k] * jnp.exp(-_FOOTPRINT * change / 2) * jnp.sin(angle)
   return total
 
 
@@ -201,5 +224,5 @@ def _sky(scene: Scene, direction: Float[Array, "*r 3"]) -> Float[Array, "*r 3"]:
   direction = direction / jnp.linalg.norm(direction, axis=-1, keepdims=True)
   height = jnp.clip(-3 * direction[..., 1], 0, 1)[..., None]
   colour = scene.sky_colours[0] * (1 - height) + scene.sky_colours[1] * height
-  clouds = _wave_sum(scene.sky_waves, direction, jnp.zeros(direction.shape[:-1]))
+  clouds = _wave_sum(scene.sky_waves, direction, footprint=[])
   return jnp.clip(colour + (0.12 * clouds)[..., None], 0, 1)

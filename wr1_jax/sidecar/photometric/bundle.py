@@ -11,13 +11,14 @@ All work is batched over hypotheses b: different clips, or different starts for 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from wr1_jax.sidecar.photometric.lie import motion
+from wr1_jax.sidecar.photometric.lie import inverse, motion
 
 FRAME_UNKNOWNS = 8  # rotation 3, translation 3, gain, bias
 MISSING = 0.02  # a frame's cost is the mean over what it sees and this share of imagined points of the highest cost, 1
@@ -63,18 +64,14 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-  """The linearised problem at one point: cost, gradient and Gauss-Newton matrix, unknowns ordered frames then depth."""
+  """The linearised problem at one point: cost, gradient and Gauss-Newton matrix.
+
+  The unknowns are those of the frames, then those of the depth, or only the latter.
+  """
 
   cost: Float[Tensor, "b"]  # mean over frames, in [0, 1], plus priors
   gradient: Float[Tensor, "b n"]
   matrix: Float[Tensor, "b n n"]
-
-  def hold(self, start: int, stop: int) -> System:
-    """Holds the unknowns `start .. stop` fast, in place: their step is 0, and they pull at no others."""
-    held = slice(start, stop)
-    self.matrix[:, held], self.matrix[:, :, held], self.gradient[:, held] = 0, 0, 0
-    self.matrix[:, held, held] = torch.eye(stop - start, dtype=self.matrix.dtype, device=self.matrix.device)
-    return self
 
   def where(self, mask: Bool[Tensor, "b"], other: System) -> System:
     return System(
@@ -133,118 +130,131 @@ def observe(level: Level, unknowns: Unknowns) -> Observation:
   return Observation(y, inverse_depth, slope, value, value + bias - level.values[:, None], seen)
 
 
-def _jacobians(
-  level: Level, unknowns: Unknowns, seen: Observation
-) -> tuple[Float[Tensor, "b T 8 p"], Float[Tensor, "b T p"]]:
-  """Derivatives of the residuals by their frame's unknowns and by their log inverse depth."""
-  fx, fy, _, _ = level.camera
-  y = seen.points
-  z = y[:, :, 2].clamp_min(NEAREST)
-  gx, gy = seen.slope[:, :, 0] * fx / z, seen.slope[:, :, 1] * fy / z
-  g = torch.stack([gx, gy, -(gx * y[:, :, 0] + gy * y[:, :, 1]) / z], 2)  # by y
-  rho = seen.inverse_depth[:, None]
-  by_frame = torch.cat(
-    [
-      torch.linalg.cross(y, g, dim=2),
-      rho[:, :, None] * g,
-      seen.value[:, :, None],
-      torch.ones_like(seen.value)[:, :, None],
-    ],
-    2,
-  )
-  by_depth = rho * (g * unknowns.poses[..., :3, 3:].float()).sum(2)
-  return by_frame, by_depth
+def linearise(level: Level, unknowns: Unknowns, priors: Priors, *, depth_only: bool = False) -> System:
+  """The robust cost (Geman-McClure) and its Gauss-Newton system by iteratively reweighted least squares.
 
-
-def linearise(level: Level, unknowns: Unknowns, priors: Priors) -> System:
-  """The robust cost (Geman-McClure) and its Gauss-Newton system by iteratively reweighted least squares."""
+  Args:
+    depth_only: the system is that of the depth alone, and so are the priors in its cost.
+  """
   seen = observe(level, unknowns)
-  by_frame, by_depth = _jacobians(level, unknowns, seen)
-  b, frames, points = seen.residual.shape
+  cost, weight = _robust(level, seen)
+  by_point = _by_point(level, seen)
+  rho = seen.inverse_depth[:, None]
+  by_depth = rho * (by_point * unknowns.poses[..., :3, 3:].float()).sum(2)
+  depth_weight = (weight * by_depth**2).sum(1)
+  depth_block = (level.weights.T * depth_weight[:, None]) @ level.weights
+  depth_gradient = (weight * seen.residual * by_depth).sum(1) @ level.weights
+  if depth_only:
+    system = System(cost, depth_gradient.double(), depth_block.double())
+    return _add_depth_prior(level, unknowns, priors, system)
+
+  b, frames, _ = weight.shape
+  ones = torch.ones_like(seen.value)[:, :, None]
+  by_frame = torch.cat(
+    [torch.linalg.cross(seen.points, by_point, dim=2), rho[:, :, None] * by_point, seen.value[:, :, None], ones], 2
+  )
+  weighted = by_frame * weight[:, :, None]
+  n, nodes = frames * FRAME_UNKNOWNS, level.weights.shape[1]
+  matrix = weight.new_zeros(b, n + nodes, n + nodes, dtype=torch.float64)
+  blocks = matrix[:, :n, :n].unflatten(1, (frames, -1)).unflatten(3, (frames, -1))
+  blocks.diagonal(dim1=1, dim2=3).copy_((weighted @ by_frame.transpose(-1, -2)).permute(0, 2, 3, 1))
+  matrix[:, :n, n:] = (weighted * by_depth[:, :, None]).flatten(1, 2) @ level.weights
+  matrix[:, n:, :n] = matrix[:, :n, n:].transpose(1, 2)
+  matrix[:, n:, n:] = depth_block
+  gradient = torch.cat([(weighted @ seen.residual[..., None])[..., 0].flatten(1), depth_gradient], 1).double()
+  system = _add_depth_prior(level, unknowns, priors, System(cost, gradient, matrix))
+  return _add_frame_priors(level, unknowns, priors, system)
+
+
+def _robust(level: Level, seen: Observation) -> tuple[Float[Tensor, "b"], Float[Tensor, "b T p"]]:
+  """The cost of the residuals, float64, and the weights of their squares in its quadratic approximation."""
+  frames, points = seen.residual.shape[1:]
   scale = level.scale[:, None, None]
   ratio = (seen.residual / scale) ** 2
   # Normalised by frame: neither seeing more nor seeing less of the reference may pay in itself.
   count = seen.seen.sum(2, keepdim=True) + MISSING * points
   cost = ((seen.seen * ratio / (1 + ratio)).sum(2, keepdim=True) + MISSING * points) / count
   weight = 2 * seen.seen / (1 + ratio) ** 2 / (scale**2 * count * frames)
+  return cost.mean((1, 2)).double(), weight
 
-  weighted = by_frame * weight[:, :, None]
-  frame_block = weighted @ by_frame.transpose(-1, -2)
-  cross_block = (weighted * by_depth[:, :, None]).flatten(1, 2) @ level.weights
-  depth_weight = (weight * by_depth**2).sum(1)
-  depth_block = (level.weights.T * depth_weight[:, None]) @ level.weights
-  n, nodes = frames * FRAME_UNKNOWNS, level.weights.shape[1]
-  matrix = weight.new_zeros(b, n + nodes, n + nodes, dtype=torch.float64)
-  blocks = matrix[:, :n, :n].unflatten(1, (frames, -1)).unflatten(3, (frames, -1))
-  blocks.diagonal(dim1=1, dim2=3).copy_(frame_block.permute(0, 2, 3, 1))
-  matrix[:, :n, n:] = cross_block
-  matrix[:, n:, :n] = cross_block.transpose(1, 2)
-  matrix[:, n:, n:] = depth_block
-  gradient = torch.cat(
-    [
-      (weighted @ seen.residual[..., None])[..., 0].flatten(1),
-      (weight * seen.residual * by_depth).sum(1) @ level.weights,
-    ],
-    1,
-  ).double()
-  return _add_priors(level, unknowns, priors, cost.mean((1, 2)).double(), gradient, matrix)
+
+def _by_point(level: Level, seen: Observation) -> Float[Tensor, "b T 3 p"]:
+  """Derivatives of the residuals by the points in the frames' cameras."""
+  fx, fy, _, _ = level.camera
+  y = seen.points
+  z = y[:, :, 2].clamp_min(NEAREST)
+  gx, gy = seen.slope[:, :, 0] * fx / z, seen.slope[:, :, 1] * fy / z
+  return torch.stack([gx, gy, -(gx * y[:, :, 0] + gy * y[:, :, 1]) / z], 2)
 
 
 def _accelerations(poses: Float[Tensor, "b T 4 4"]) -> Float[Tensor, "b T-2 6"]:
   """Changes of the motion from frame to frame: rotation vectors (small-angle form) and translations."""
-  relative = poses[:, 1:] @ torch.linalg.inv(poses[:, :-1])
+  relative = poses[:, 1:] @ inverse(poses[:, :-1])
   skew = (relative[..., :3, :3] - relative[..., :3, :3].transpose(-1, -2)) / 2
   velocity = torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0], *relative[..., :3, 3].unbind(-1)], -1)
   return velocity[:, 1:] - velocity[:, :-1]
 
 
-def _add_priors(
-  level: Level,
-  unknowns: Unknowns,
-  priors: Priors,
-  cost: Float[Tensor, "b"],
-  gradient: Float[Tensor, "b n"],
-  matrix: Float[Tensor, "b n n"],
-) -> System:
-  """Adds the priors' quadratic forms, each divided by the number of terms as the image evidence is."""
-  frames, nodes = unknowns.poses.shape[1], level.weights.shape[1]
-  n = frames * FRAME_UNKNOWNS
-  eye = torch.eye(nodes, dtype=torch.float64, device=matrix.device)
+# Priors are quadratic forms, each divided by the number of its terms as the image evidence is.
+
+
+def _add_depth_prior(level: Level, unknowns: Unknowns, priors: Priors, system: System) -> System:
+  nodes = level.weights.shape[1]
+  eye = torch.eye(nodes, dtype=torch.float64, device=system.matrix.device)
   shape = (priors.rough * level.roughness.double() + priors.depth * eye) / nodes
   pull = unknowns.depth @ shape
-  matrix[:, n:, n:] += shape
-  gradient[:, n:] += pull
-  cost = cost + 0.5 * (pull * unknowns.depth).sum(1)
+  system.matrix[:, -nodes:, -nodes:] += shape
+  system.gradient[:, -nodes:] += pull
+  return dataclasses.replace(system, cost=system.cost + 0.5 * (pull * unknowns.depth).sum(1))
 
+
+@functools.cache
+def _frame_forms(
+  priors: Priors, frames: int, device: torch.device
+) -> tuple[Float[Tensor, "8"], Float[Tensor, "8"], Float[Tensor, "T-2 T"]]:
+  """Weights on a frame's unknowns and on their accelerations, and the second difference over frames; float64.
+
+  Kept, because a GPU would have to wait for each copy from the host.
+  """
+  strength = torch.tensor([0, 0, 0, *[priors.still] * 3, priors.light, priors.light], dtype=torch.float64) / frames
+  kinds = torch.tensor([1] * 6 + [0] * 2, dtype=torch.float64) * priors.smooth / frames
+  second = torch.eye(frames, dtype=torch.float64).diff(n=2, dim=0)
+  return strength.to(device), kinds.to(device), second.to(device)
+
+
+def _add_frame_priors(level: Level, unknowns: Unknowns, priors: Priors, system: System) -> System:
+  cost, gradient, matrix = system.cost, system.gradient, system.matrix
+  frames = unknowns.poses.shape[1]
+  n = frames * FRAME_UNKNOWNS
+  strength, kinds, second = _frame_forms(priors, frames, matrix.device)
   state = torch.cat([torch.zeros_like(unknowns.poses[..., :3, 3]), unknowns.poses[..., :3, 3], unknowns.light], -1)
-  strength = matrix.new_tensor([0, 0, 0, *[priors.still] * 3, priors.light, priors.light]) / frames
   gradient[:, :n] += (strength * state).flatten(1)
   matrix.diagonal(dim1=1, dim2=2)[:, :n] += strength.repeat(frames)
   cost = cost + 0.5 * (strength * state**2).sum((1, 2))
 
   if frames > 2 and priors.smooth > 0:
     # The acceleration changes by the second difference of the steps, to first order in the motion between frames.
-    second = torch.eye(frames, dtype=torch.float64, device=matrix.device).diff(n=2, dim=0)
     acceleration = _accelerations(unknowns.poses)
-    kinds = matrix.new_tensor([1] * 6 + [0] * 2) * priors.smooth / frames
     matrix[:, :n, :n] += torch.kron(second.T @ second, torch.diag(kinds))
     gradient[:, :n].unflatten(1, (frames, -1))[..., :6] += kinds[:6] * (second.T @ acceleration)
     cost = cost + 0.5 * (kinds[:6] * acceleration**2).sum((1, 2))
 
-  # The reference camera is the world: it does not move, nor does its light change.
-  reference = level.reference * FRAME_UNKNOWNS
-  return System(cost, gradient, matrix).hold(reference, reference + FRAME_UNKNOWNS)
+  # The reference camera is the world: it does not move, nor does its light change. It pulls at nothing else.
+  held = slice(level.reference * FRAME_UNKNOWNS, (level.reference + 1) * FRAME_UNKNOWNS)
+  matrix[:, held], matrix[:, :, held], gradient[:, held] = 0, 0, 0
+  matrix[:, held, held] = torch.eye(FRAME_UNKNOWNS, dtype=matrix.dtype, device=matrix.device)
+  return System(cost, gradient, matrix)
 
 
 def step(unknowns: Unknowns, delta: Float[Tensor, "b n"]) -> Unknowns:
-  """Moves the unknowns by one solution of the linear system."""
+  """Moves the unknowns, or the depth alone, by one solution of the linear system."""
   b, frames = unknowns.poses.shape[:2]
-  per_frame = delta[:, : frames * FRAME_UNKNOWNS].reshape(b, frames, FRAME_UNKNOWNS)
-  return Unknowns(
-    motion(per_frame[..., :6]) @ unknowns.poses,
-    unknowns.light + per_frame[..., 6:],
-    unknowns.depth + delta[:, frames * FRAME_UNKNOWNS :].clamp(-1, 1),
-  )
+  nodes = unknowns.depth.shape[1]
+  depth = unknowns.depth + delta[:, -nodes:].clamp(-1, 1)
+  if delta.shape[1] == nodes:
+    return dataclasses.replace(unknowns, depth=depth)
+  per_frame = delta[:, :-nodes].reshape(b, frames, FRAME_UNKNOWNS)
+  return Unknowns(motion(per_frame[..., :6]) @ unknowns.poses, unknowns.light + per_frame[..., 6:], depth)
 
 
 def solve(
@@ -258,12 +268,7 @@ def solve(
   Returns:
     The unknowns and their final cost.
   """
-
-  def linearised(unknowns: Unknowns) -> System:
-    system = linearise(level, unknowns, priors)
-    return system.hold(0, unknowns.poses.shape[1] * FRAME_UNKNOWNS) if depth_only else system
-
-  system = linearised(unknowns)
+  system = linearise(level, unknowns, priors, depth_only=depth_only)
   damping = torch.full_like(system.cost, 1e-3)
   for _ in range(iterations):
     matrix = system.matrix.clone()
@@ -272,7 +277,7 @@ def solve(
     factor, info = torch.linalg.cholesky_ex(matrix)
     delta = -torch.cholesky_solve(system.gradient[..., None], factor)[..., 0]
     trial = step(unknowns, torch.nan_to_num(delta).clamp(-1, 1))
-    trial_system = linearised(trial)
+    trial_system = linearise(level, trial, priors, depth_only=depth_only)
     better = (trial_system.cost < system.cost) & (info == 0)
     unknowns = trial.where(better, unknowns)
     system = trial_system.where(better, system)

@@ -10,6 +10,7 @@ from torch import Tensor
 from wr1_jax.sidecar.photometric.bundle import NEAREST, sample
 
 OFFSETS = 13  # candidates
+OFFSETS_AT_ONCE = {"cpu": 1}  # all of them elsewhere; what a CPU works on should fit into its caches
 REACH = 0.4  # largest change of the log inverse depth
 WINDOW = 5  # pixels of a matching window
 UNSEEN = 0.1  # matching cost of a point that a view does not see
@@ -54,6 +55,32 @@ def _window_mean(cost: Float[Tensor, "n h w"], guide: Float[Tensor, "3 h w"]) ->
   return total / weights
 
 
+def _matching_costs(
+  image: Float[Tensor, "3 h w"],
+  views: Float[Tensor, "n 3 h w"],
+  turned: Float[Tensor, "n 3 p"],
+  shift: Float[Tensor, "n 3 1"],
+  camera: Float[Tensor, "3 3"],
+  log_inverse: Float[Tensor, "k h w"],
+) -> Float[Tensor, "k p"]:
+  """How little the pixels of a frame look like what the other frames see at `k` candidate depths of each.
+
+  Args:
+    turned: the rays of the frame's pixels in the other cameras' axes.
+    shift: of the frame's camera, there.
+  """
+  k, h, w = log_inverse.shape
+  y = turned[:, None] + torch.exp(log_inverse).flatten(1)[:, None] * shift[:, None]
+  z = y[:, :, 2].clamp_min(NEAREST)
+  u, v = camera[0, 0] * y[:, :, 0] / z + camera[0, 2], camera[1, 1] * y[:, :, 1] / z + camera[1, 2]
+  seen = (y[:, :, 2] > NEAREST) & (u > 0) & (u < w) & (v > 0) & (v < h)
+  samples = sample(views, u.flatten(1), v.flatten(1)).unflatten(-1, (k, h * w))
+  difference = (samples - image.flatten(1)[:, None]).abs().mean(1).clamp_max(2 * UNSEEN)
+  cost = torch.where(seen, difference, UNSEEN)
+  # Half of the views may be occluded.
+  return cost.sort(0).values[: (len(views) + 1) // 2].mean(0)
+
+
 def sweep(
   image: Float[Tensor, "3 h w"],
   views: Float[Tensor, "n 3 h w"],
@@ -70,20 +97,14 @@ def sweep(
     guess: log inverse depth to start from.
   """
   h, w = guess.shape
-  x = rays((h, w), camera)
-  turned = motions[:, :3, :3] @ x
   offsets = torch.linspace(-REACH, REACH, OFFSETS, device=guess.device)
-  costs = []
-  for offset in offsets:
-    y = turned + torch.exp(guess + offset).flatten() * motions[:, :3, 3:]
-    z = y[:, 2].clamp_min(NEAREST)
-    u, v = camera[0, 0] * y[:, 0] / z + camera[0, 2], camera[1, 1] * y[:, 1] / z + camera[1, 2]
-    seen = (y[:, 2] > NEAREST) & (u > 0) & (u < w) & (v > 0) & (v < h)
-    difference = (sample(views, u, v) - image.flatten(1)).abs().mean(1).clamp_max(2 * UNSEEN)
-    cost = torch.where(seen, difference, UNSEEN)
-    # Half of the views may be occluded.
-    costs.append(cost.sort(0).values[: (len(views) + 1) // 2].mean(0))
-  cost = _window_mean(torch.stack(costs).unflatten(-1, (h, w)), image)
+  at_once = OFFSETS_AT_ONCE.get(guess.device.type, OFFSETS)
+  turned = motions[:, :3, :3] @ rays((h, w), camera)
+  costs = [
+    _matching_costs(image, views, turned, motions[:, :3, 3:], camera, guess + part[:, None, None])
+    for part in offsets.split(at_once)
+  ]
+  cost = _window_mean(torch.cat(costs).unflatten(-1, (h, w)), image)
   cost = cost + FAITH * (offsets / REACH).abs()[:, None, None]
   best = cost.argmin(0)
   # The bottom of the parabola through the three costs around the lowest.

@@ -30,3 +30,9 @@ def motion(step: Float[Tensor, "*n 6"]) -> Float[Tensor, "*n 4 4"]:
   bottom = torch.zeros_like(top[..., :1, :])
   bottom[..., 3] = 1
   return torch.cat([top, bottom], -2)
+
+
+def inverse(pose: Float[Tensor, "*n 4 4"]) -> Float[Tensor, "*n 4 4"]:
+  """The inverse of rigid motions."""
+  turn = pose[..., :3, :3].mT
+  return torch.cat([torch.cat([turn, -turn @ pose[..., :3, 3:]], -1), pose[..., 3:, :]], -2)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wr1_jax.sidecar.gaussians import Gaussians, splat
+from wr1_jax.sidecar.gaussians import Gaussians, frames_at_once, splat
 from wr1_jax.sidecar.photometric import depth as dense
 
 OPACITY = 0.95
@@ -67,13 +67,13 @@ def build(
   for key in dict.fromkeys([0, frames - 1, frames // 4, (3 * frames) // 4]):
     if key == reference:
       continue
-    drawn = splat(scene, poses[key], camera, (h, w))
-    alpha = drawn.alpha()
+    drawn = splat(scene, poses[key, None], camera[None], (h, w))
+    alpha = drawn.alpha()[0]
     new = alpha < COVERED
     # A keyframe that shares nothing with the scene so far has no depth to start from.
     if not new.any() or new.all():
       continue
-    known = drawn.blend(torch.log(drawn.depth.clamp_min(1e-3))[:, None])[..., 0] / alpha.clamp_min(1e-3)
+    known = drawn.blend(torch.log(drawn.depth[0].clamp_min(1e-3))[:, None])[0, ..., 0] / alpha.clamp_min(1e-3)
     guess = refined(key, dense.fill(-known, ~new))
     scene = scene.join(_surface(images[key], guess, poses[key], camera, new))
   return fit_colours(scene, images, poses, camera)
@@ -83,15 +83,14 @@ def fit_colours(
   scene: Gaussians, images: Float[Tensor, "T 3 h w"], poses: Float[Tensor, "T 4 4"], camera: Float[Tensor, "3 3"]
 ) -> Gaussians:
   """Colours that reproduce all frames best, in the sense of least squares (a few rounds of SIRT)."""
-  h, w = images.shape[-2:]
-  picks = torch.linspace(0, len(images) - 1, min(COLOUR_FRAMES, len(images))).round().long().unique()
-  fragments = [splat(scene, poses[i], camera, (h, w)) for i in picks]
-  ones = images.new_ones(h, w, 1)
-  seen = sum(fragment.gather(ones) for fragment in fragments).clamp_min(1e-2)
+  picks = torch.linspace(0, len(images) - 1, min(COLOUR_FRAMES, len(images))).round().long().unique().to(images.device)
+  wanted, poses, cameras = images[picks].permute(0, 2, 3, 1), poses[picks], camera.expand(len(picks), 3, 3)
+  parts = frames_at_once(len(picks), images.device)
+  fragments = [splat(scene, poses[part], cameras[part], images.shape[-2:]) for part in parts]
+  ones = torch.ones_like(wanted[..., :1])
+  seen = sum(fragment.gather(ones[part]) for fragment, part in zip(fragments, parts)).clamp_min(1e-2)
   colours = scene.colours
   for _ in range(COLOUR_ROUNDS):
-    pull = sum(
-      fragment.gather(images[i].permute(1, 2, 0) - fragment.blend(colours)) for i, fragment in zip(picks, fragments)
-    )
+    pull = sum(fragment.gather(wanted[part] - fragment.blend(colours)) for fragment, part in zip(fragments, parts))
     colours = colours + pull / seen
   return Gaussians(scene.means, scene.scales, scene.quaternions, scene.opacities, colours.clamp(0, 1))
