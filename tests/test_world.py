@@ -15,7 +15,10 @@ from wr1_jax.camera.flow import intrinsics
 from wr1_jax.camera.trajectory import trajectory
 from wr1_jax.camera.words import Move
 from wr1_jax.config import CameraConfig
+from wr1_jax.data import prompts
+from wr1_jax.rewards import clips as clip_files
 from wr1_jax.world import Frames, Scene, WorldConfig, render, sample
+from wr1_jax.world import __main__ as commands
 from wr1_jax.world.materials import clouds
 from wr1_jax.world.places import build
 from wr1_jax.world.render import FAR
@@ -300,3 +303,19 @@ def test_all_scenes_fit():
   poses = np.tile(np.eye(4), (5, 1, 1))
   for seed in range(300):
     build(np.random.default_rng(seed), poses, bool(seed % 2))
+
+
+@pytest.mark.parametrize("name", ["world_static.txt", "world_dynamic.txt", "world_heldout.txt"])
+def test_shipped_prompts_are_what_the_command_writes(name):
+  lines = commands.prompts(name)
+  assert prompts.load(name).texts == tuple(lines) and len(set(lines)) == len(lines)
+
+
+def test_clips_and_their_ground_truth_are_written(tmp_path):
+  commands.write_clips(tmp_path, 1, seed=0, dynamic=True)
+  (video,) = clip_files.find(tmp_path)
+  truth = np.load(tmp_path / "00000.npz")
+  assert clip_files.read(video).shape == truth["video"].shape == (17, 96, 160, 3)
+  assert truth["depth"].shape == truth["moving"].shape == (17, 96, 160) and truth["moving"].any()
+  assert truth["poses"].shape == (17, 4, 4) and truth["intrinsics"].shape == (3, 3)
+  assert len(prompts.read_lines(tmp_path / "prompts.txt")) == 1

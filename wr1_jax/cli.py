@@ -12,7 +12,6 @@ from ml_collections import config_flags
 from wr1_jax import config as config_lib
 from wr1_jax.errors import UserError
 
-
 T = TypeVar("T")
 
 

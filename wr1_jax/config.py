@@ -326,12 +326,15 @@ def _checked(value: Any, kind: Any, name: str) -> Any:
     if value not in allowed:
       raise UserError(f"config.{name} is {value}; it must be {allowed}.")
     return value
+  if typing.get_origin(kind) is tuple and isinstance(value, (tuple, list)):
+    return tuple(_checked(item, typing.get_args(kind)[0], f"{name}[{i}]") for i, item in enumerate(value))
   if typing.get_origin(kind) is Literal:
     if value not in typing.get_args(kind):
       raise UserError(f"config.{name} is {value!r}; it can be {', '.join(map(repr, typing.get_args(kind)))}.")
     return value
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-    raise UserError(f"config.{name} is {value!r}, a {type(value).__name__}; it must be of type {kind.__name__}.")
+  plain = typing.get_origin(kind) or kind
+  if not isinstance(value, plain) or (kind is int and isinstance(value, bool)):
+    raise UserError(f"config.{name} is {value!r}, a {type(value).__name__}; it must be of type {plain.__name__}.")
   return value

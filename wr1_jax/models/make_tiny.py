@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import importlib.resources
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -44,21 +44,36 @@ def make(out: Path, seed: int) -> None:
   build = functools.partial(
     transformer.WanTransformer, TRANSFORMER, lora=None, dtype=jnp.float32, attention=Attention("xla"), remat="none"
   )
-  state = _random_weights(build, rng, {})
-  config = {"_class_name": "WanTransformer3DModel", **_VERSION, **dataclasses.asdict(TRANSFORMER)}
-  weights.save(out / "transformer", state, transformer.tensor_table(TRANSFORMER), config)
-
+  write_transformer(out, TRANSFORMER, random_weights(build, rng, {}))
   build = functools.partial(vae.WanVAE, VAE, dtype=jnp.float32)
-  state = _random_weights(build, rng, {"decoder/conv_out/kernel": _CONTRAST})
-  config = {"_class_name": "AutoencoderKLWan", **_VERSION, **dataclasses.asdict(VAE)}
-  weights.save(out / "vae", state, vae.tensor_table(state), config)
-
+  write_vae(out, VAE, random_weights(build, rng, {"decoder/conv_out/kernel": _CONTRAST}))
   build = functools.partial(umt5.UMT5Encoder, TEXT_ENCODER, dtype=jnp.float32)
-  state = _random_weights(build, rng, {"blocks/attention/q/kernel": TEXT_ENCODER.d_kv**-0.5})  # its logits are unscaled
-  config = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", **dataclasses.asdict(TEXT_ENCODER)}
-  weights.save(out / "text_encoder", state, umt5.tensor_table(), config, stem="model")
+  gains = {"blocks/attention/q/kernel": TEXT_ENCODER.d_kv**-0.5}  # its logits are unscaled
+  write_text_encoder(out, TEXT_ENCODER, random_weights(build, rng, gains))
+  write_tokenizer(out, shipped_prompts(), TEXT_ENCODER.vocab_size)
+  write_index(out)
 
-  _write_tokenizer(out / "tokenizer")
+
+def write_transformer(out: Path, config: transformer.TransformerConfig, state: nnx.State) -> None:
+  """Writes `out`/transformer, in the dtypes that the weights have."""
+  values = {"_class_name": "WanTransformer3DModel", **_VERSION, **dataclasses.asdict(config)}
+  weights.save(out / "transformer", state, transformer.tensor_table(config), values)
+
+
+def write_vae(out: Path, config: vae.VAEConfig, state: nnx.State) -> None:
+  """Writes `out`/vae."""
+  values = {"_class_name": "AutoencoderKLWan", **_VERSION, **dataclasses.asdict(config)}
+  weights.save(out / "vae", state, vae.tensor_table(state), values)
+
+
+def write_text_encoder(out: Path, config: umt5.UMT5Config, state: nnx.State) -> None:
+  """Writes `out`/text_encoder."""
+  values = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", **dataclasses.asdict(config)}
+  weights.save(out / "text_encoder", state, umt5.tensor_table(), values, stem="model")
+
+
+def write_index(out: Path) -> None:
+  """Writes what says how the parts belong together: the scheduler's settings and model_index.json."""
   _write_scheduler(out / "scheduler")
   index = {
     "_class_name": "WanPipeline",
@@ -72,12 +87,11 @@ def make(out: Path, seed: int) -> None:
   weights.write_json(out / "model_index.json", index)
 
 
-def _random_weights(
-  build: Callable[..., nnx.Module], rng: np.random.Generator, gains: Mapping[str, float]
-) -> nnx.State:
+def random_weights(build: Callable[..., nnx.Module], rng: np.random.Generator, gains: Mapping[str, float]) -> nnx.State:
   """Weights for what `build(rngs=...)` makes that keep the size of activations, save where `gains` scales a leaf.
 
-  Unlike in a fresh model none is constant: one that got lost on the way would be noticed.
+  Unlike in a fresh model none is constant: one that got lost on the way would be noticed. They are float32 and drawn on
+  the host: a program that draws so many arrays would take long to compile.
   """
 
   def draw(path: tuple[str | int, ...], variable: nnx.Variable) -> nnx.Variable:
@@ -95,16 +109,24 @@ def _random_weights(
   return nnx.from_flat_state([(path, draw(path, leaf)) for path, leaf in nnx.to_flat_state(abstract)])
 
 
-def _write_tokenizer(folder: Path) -> None:
-  """A byte-level BPE (it knows every character, and training it is deterministic) with T5's padding and end tokens."""
+def shipped_prompts() -> list[str]:
+  """The lines of the prompt files that come with the package."""
   prompts = importlib.resources.files("wr1_jax") / "assets" / "prompts"
-  lines = [line for name in ("static.txt", "dynamic.txt") for line in (prompts / name).read_text("utf-8").splitlines()]
+  return [line for name in ("static.txt", "dynamic.txt") for line in (prompts / name).read_text("utf-8").splitlines()]
+
+
+def write_tokenizer(out: Path, lines: Iterable[str], vocab_size: int) -> None:
+  """Trains `out`/tokenizer on `lines`, to at most `vocab_size` tokens.
+
+  It is a byte-level BPE (it knows every character, and training it is deterministic) with T5's padding and end tokens.
+  """
+  folder = out / "tokenizer"
   tokenizer = Tokenizer(models.BPE())
   tokenizer.normalizer = normalizers.NFKC()
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
-    vocab_size=TEXT_ENCODER.vocab_size,
+    vocab_size=vocab_size,
     special_tokens=[_PAD, _END],
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,

@@ -42,6 +42,8 @@ from wr1_jax.models.vae_layers import (
 from wr1_jax.models.weights import CONV2D, CONV3D, Layout, Tensor
 from wr1_jax.parallel.mesh import replicated
 
+_LOG_VARIANCE = (-30.0, 20.0)  # diffusers clamps the posterior's to these
+
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
@@ -234,22 +236,32 @@ class WanVAE(nnx.Module):
     Raises:
       UserError: a number of frames or a size that the autoencoder cannot take.
     """
+    mean, _ = self.posterior(video, frames_per_chunk=frames_per_chunk)
+    return (mean - jnp.asarray(self.config.latents_mean)) / jnp.asarray(self.config.latents_std)
+
+  def posterior(
+    self, video: Float[Array, "B T H W 3"], *, frames_per_chunk: int = 1
+  ) -> tuple[Float[Array, "B T2 H2 W2 C"], Float[Array, "B T2 H2 W2 C"]]:
+    """Mean and logarithm of the variance of the latents, float32 and not normalised; arguments as for `encode`."""
     self.config.latent_shape(*video.shape[1:4])
 
     def encode_chunk(frames: Array, stream: Stream) -> Array:
-      parameters = self.quant_conv(self.encoder(frames.astype(self.dtype), stream))
-      return parameters[..., : self.config.z_dim].astype(jnp.float32)
+      return self.quant_conv(self.encoder(frames.astype(self.dtype), stream)).astype(jnp.float32)
 
-    mean = _in_chunks(encode_chunk, video, frames_per_chunk * self.config.time_factor)
-    return (mean - jnp.asarray(self.config.latents_mean)) / jnp.asarray(self.config.latents_std)
+    parameters = _in_chunks(encode_chunk, video, frames_per_chunk * self.config.time_factor)
+    mean, log_variance = jnp.split(parameters, 2, axis=-1)
+    return mean, jnp.clip(log_variance, *_LOG_VARIANCE)
 
-  def decode(self, latents: Float[Array, "B T H W C"], *, frames_per_chunk: int = 1) -> Float[Array, "B T2 H2 W2 3"]:
+  def decode(
+    self, latents: Float[Array, "B T H W C"], *, frames_per_chunk: int = 1, clip: bool = True
+  ) -> Float[Array, "B T2 H2 W2 3"]:
     """The video that normalised `latents` stand for.
 
     Args:
       latents: float32.
       frames_per_chunk: latent frames that are decoded at once; changes memory and speed, not the result. At 832x480 and
         bfloat16 on an H200 each adds about 1.7 GiB to the 4 that one takes, and makes nothing faster.
+      clip: False leaves pixels as the last convolution gives them, so that a loss can pull back those out of range.
 
     Returns:
       float32 in [-1, 1].
@@ -258,7 +270,8 @@ class WanVAE(nnx.Module):
 
     def decode_chunk(frames: Array, stream: Stream) -> Array:
       pixels = self.decoder(self.post_quant_conv(frames.astype(self.dtype)), stream)
-      return jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0)
+      pixels = pixels.astype(jnp.float32)
+      return jnp.clip(pixels, -1.0, 1.0) if clip else pixels
 
     return _in_chunks(decode_chunk, latents, frames_per_chunk)
 

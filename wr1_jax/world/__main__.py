@@ -1,12 +1,13 @@
 """Writes clips of the toy world with all that is known of them, or its prompt files.
 
-    python -m wr1_jax.world clips --out=DIR [--count=8] [--seed=1] [--static | --dynamic]
+    python -m wr1_jax.world clips --out=DIR [--count=8] [--seed=0] [--static | --dynamic]
     python -m wr1_jax.world prompts --out=DIR
 
-`clips` makes, for each clip, NAME.mp4 and NAME.npz (video uint8 [T, H, W, 3]; depth float32 [T, H, W] in scene depths;
-moving bool [T, H, W]; poses float32 [T, 4, 4], camera-to-world in scene depths; intrinsics [3, 3] in pixels, the centre
-of the first at 0), and prompts.txt with their captions: what `wr1_jax.score` and `wr1_jax.evaluate` read.
-`prompts` makes the captions that are shipped with the package: world_static.txt, world_dynamic.txt, world_heldout.txt.
+`clips` makes, for each of the first held-out clips, NAME.mp4 and NAME.npz (video uint8 [T, H, W, 3]; depth float32
+[T, H, W] in scene depths; moving bool [T, H, W]; poses float32 [T, 4, 4], camera-to-world in scene depths; intrinsics
+[3, 3] in pixels, the centre of the first at 0), and prompts.txt with their captions: what `wr1_jax.score` and
+`wr1_jax.evaluate` read. `prompts` makes the captions that are shipped with the package: world_static.txt,
+world_dynamic.txt, world_heldout.txt.
 """
 
 from __future__ import annotations
@@ -24,25 +25,24 @@ from wr1_jax.config import CameraConfig, VideoConfig
 from wr1_jax.data.video_files import write_mp4
 from wr1_jax.errors import UserError, reported
 from wr1_jax.models.vae import to_uint8
-from wr1_jax.world.clips import HELD_OUT_SEED, PROMPT_SEED
 
-_PROMPT_FILES = {  # name: (seed, dynamic, number)
-  "world_static.txt": (PROMPT_SEED, False, 480),
-  "world_dynamic.txt": (PROMPT_SEED, True, 120),
-  "world_heldout.txt": (HELD_OUT_SEED, False, 64),
+# Name: (seed, dynamic, number). Pre-training's seed is another, and so is that of the prompts to evaluate with.
+_PROMPT_FILES = {
+  "world_static.txt": (1_000_000, False, 480),
+  "world_dynamic.txt": (1_000_000, True, 120),
+  "world_heldout.txt": (2_000_000, False, 64),
 }
 _FPS = 8
 
 
 def write_clips(out: Path, count: int, seed: int, dynamic: bool | None) -> None:
-  """Renders clips 0 .. count - 1 of the world of `seed` into the folder `out`."""
+  """Renders the first `count` held-out clips of the world of `seed` into the folder `out`."""
   config, camera = world.WorldConfig(), CameraConfig()
   out.mkdir(parents=True, exist_ok=True)
-  render = jax.jit(lambda scenes, poses: world.render(scenes, poses, config, camera))
   captions = []
   for index in tqdm.trange(count, desc="rendering", unit="clip", disable=None):
-    clips = world.sample(seed, [index], config, camera, dynamic)
-    frames = jax.device_get(render(clips.scenes, clips.poses))
+    clips = world.sample(seed, [world.HELD_OUT + index], config, camera, dynamic)
+    frames = jax.device_get(world.render(clips.scenes, clips.poses, config, camera))
     video, name = np.asarray(to_uint8(frames.video[0])), f"{index:05d}"
     write_mp4(out / f"{name}.mp4", video, _FPS)
     np.savez_compressed(
@@ -82,7 +82,7 @@ def main() -> None:
   what = parser.add_subparsers(dest="what", required=True)
   clips = what.add_parser("clips", help="rendered clips and their ground truth")
   clips.add_argument("--count", type=int, default=8)
-  clips.add_argument("--seed", type=int, default=HELD_OUT_SEED)
+  clips.add_argument("--seed", type=int, default=0)
   kind = clips.add_mutually_exclusive_group()
   kind.add_argument(
     "--static", dest="dynamic", action="store_false", default=None, help="only scenes in which nothing moves"

@@ -16,9 +16,6 @@ from wr1_jax.world import places
 from wr1_jax.world.render import WorldConfig
 from wr1_jax.world.scene import Scene
 
-# Worlds are trained on with seeds below these two.
-PROMPT_SEED = 1_000_000  # of the prompt files shipped with the package
-HELD_OUT_SEED = 2_000_000  # of clips and prompts that nothing is ever trained on
 HELD_OUT = 2**20  # clips from this one on, of any seed, are for validation: nothing may be trained on them
 DYNAMIC_SHARE = 0.2
 _TIERS = {"implicit": 0.1, "single": 0.5, "composite": 0.25, "fixed": 0.15}  # camera phrases, as the prompts have them
