@@ -102,10 +102,10 @@ def run(config, model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prompts(tmp_path_factory) -> Path:
+def prompts(tmp_path_factory) -> str:
   file = tmp_path_factory.mktemp("prompts") / "prompts.txt"
   file.write_text("\n".join(PROMPTS))
-  return file
+  return str(file)
 
 
 def read_json(folder: Path) -> dict:
@@ -270,9 +270,9 @@ def test_wrong_input_is_said_before_any_work(config, mesh, run, prompts, tmp_pat
       evaluate.evaluate(options.pop("config", config), mesh, evaluate.Options(**options))
     assert "\n" not in str(error.value)
 
-  complain("no such file", prompts=tmp_path / "nowhere.txt")
+  complain("no such file", prompts=str(tmp_path / "nowhere.txt"))
   (tmp_path / "empty.txt").write_text("\n")
-  complain("is empty", prompts=tmp_path / "empty.txt")
+  complain("is empty", prompts=str(tmp_path / "empty.txt"))
   complain("--run=.*is no run's folder", run=tmp_path)
   complain(r"has no checkpoint 7; it has 1, 2\.", run=run, step=7)
   other = dataclasses.replace(config, lora=LoRAConfig(rank=8, alpha=16))

@@ -58,7 +58,7 @@ _SHOWN = 4  # prompts whose videos are written
 class Options:
   """What the command line says beside the config."""
 
-  prompts: Path
+  prompts: str  # a path, or the name of a file that is shipped with the package
   out: Path
   run: Path | None = None  # None: the base model alone
   step: int | None = None  # iterations of the run's checkpoint; None: the newest
@@ -76,7 +76,7 @@ def evaluate(config: Config, mesh: Mesh, options: Options) -> Evaluation:
     UserError: something in the input, the run's folder or the machine does not allow it.
   """
   preflight.check(config, mesh)
-  prompts = prompt_files.read_lines(options.prompts)
+  prompts = prompt_files.load(options.prompts).texts
   real_files = None if options.real is None else latent_features.find_real(options.real)
   trained = None
   if options.run is not None:
@@ -220,7 +220,7 @@ def _setup(config: Config, options: Options, trained: Adapters | None, batch: in
   """What the report says about itself."""
   setup = {
     "model": config.model.path,
-    "prompts": str(options.prompts),
+    "prompts": options.prompts,
     "solver": options.solver,
     "steps": config.sampling.steps,
     "guidance": config.sampling.guidance,
@@ -250,7 +250,7 @@ def _writing(write: Callable[[], None], out: Path) -> None:
 
 
 def _define_flags(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("prompts", None, "UTF-8 file of one prompt a line", flag_values=values)
+  flags.DEFINE_string("prompts", None, "file of one prompt a line, or a name in the package", flag_values=values)
   flags.DEFINE_string("out", None, "folder for the results", flag_values=values)
   flags.DEFINE_string("run", None, "a run's folder (--workdir of the training); none: base alone", flag_values=values)
   flags.DEFINE_integer("step", None, "which checkpoint; default: the newest", flag_values=values)
@@ -268,7 +268,7 @@ def _options(values: flags.FlagValues) -> Options:
   if not values.run and (values.step is not None or values.ema):
     raise UserError("--step and --ema choose among a run's adapters; --run=FOLDER is missing.")
   return Options(
-    prompts=Path(values.prompts),
+    prompts=values.prompts,
     out=Path(values.out),
     run=Path(values.run) if values.run else None,
     step=values.step,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -44,12 +43,12 @@ def _burn(rng, solids):
   return " flickering like fire", lively
 
 
-def _object(rng: np.random.Generator, solids: list[Solid]) -> tuple[str, list[Solid]]:
+def move_object(rng: np.random.Generator, solids: list[Solid]) -> tuple[str, list[Solid]]:
   """A motion for all solids of an object, and the words for it."""
   return (_roll, _bounce, _swing, _pulse, _wobble, _burn)[rng.integers(6)](rng, solids)
 
 
-def _water(rng: np.random.Generator, floor: float) -> tuple[str, list[Solid]]:
+def make_water(rng: np.random.Generator, floor: float) -> tuple[str, list[Solid]]:
   """A waterfall down a cliff in the distance, or a river that crosses the ground."""
   fall = rng.random() < 0.5
   size = np.array([0.14, 0.3, 0.05]) if fall else np.array([3.0, 0.012, 0.12])
@@ -68,6 +67,3 @@ def _water(rng: np.random.Generator, floor: float) -> tuple[str, list[Solid]]:
     flow=flow,
   )
   return (" with a waterfall" if fall else " and a flowing river"), [water]
-
-
-MOTIONS = SimpleNamespace(object=_object, water=_water)

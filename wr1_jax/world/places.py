@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from wr1_jax.world.materials import COLOURS, PATTERNS, Material, clouds, material
-from wr1_jax.world.motions import MOTIONS
+from wr1_jax.world.motions import make_water, move_object
 from wr1_jax.world.scene import SKY_WAVES, Scene, Shape, Solid, Waves, stack
 
 _CLEARANCE = 0.07  # of the camera from the nearest solid, in scene depths
@@ -153,7 +153,7 @@ def _objects(
     words, made = _placed(rng, poses, _pick(rng, makers), _SLOTS[slot], floor, depths)
     verb = ""
     if i == mover:
-      verb, made = MOTIONS.object(rng, made)
+      verb, made = move_object(rng, made)
     phrases.append(f"{_article(words)} {words} {_SLOTS[slot].words}{verb}")
     solids += made
   return _listed(phrases), solids
@@ -228,7 +228,7 @@ def _landscape(rng: np.random.Generator, poses: np.ndarray, dynamic: bool) -> tu
   sky_name = _pick(rng, tuple(_SKIES))
   water_words, water = "", []
   if dynamic and rng.random() < 0.5:
-    water_words, water = MOTIONS.water(rng, floor)
+    water_words, water = make_water(rng, floor)
   things, solids = _objects(rng, poses, _OUTDOORS, floor, (0.7, 1.1), dynamic and not water)
   hill_words = hill_name if hill_pattern == "plain" else f"{hill_pattern} {hill_name}"
   words = f"{things}, on {ground_name} before {hill_words} hills{water_words} under {_article(sky_name)} {sky_name} sky"
