@@ -63,7 +63,7 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
 
   c.train.groups, c.train.group_size = 8, 8
   c.train.groups_per_rollout = 8
-  c.train.decode_batch, c.train.update_batch = 64, 64
+  c.train.decode_batch, c.train.update_batch = 16, 64
   c.train.iterations = 60
   c.train.main_iterations, c.train.dynamic_iterations = 10, 2
   c.train.checkpoint_every = 10
