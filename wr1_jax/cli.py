@@ -32,7 +32,9 @@ def parse(
   try:
     rest = values(list(argv))
   except flags.Error as error:
-    raise UserError(f"the command line could not be read: {error}") from error
+    *traceback, reason = str(error).strip().splitlines()
+    what = f"--config={path}" if traceback else "the command line"  # a config file's own error comes with all its lines
+    raise UserError(f"{what} could not be read: {reason}") from error
   except Exception as error:  # the config file is a program, and may fail in any way
     raise UserError(
       f"--config={path}, or an option set over it, could not be read: {type(error).__name__}: {error}"

@@ -175,7 +175,7 @@ def main() -> None:
       raise UserError(f"--workers={arguments.workers} must be at least 1.")
     if arguments.out.resolve() == arguments.prompts.resolve():
       raise UserError(f"--out={arguments.out} is the file that --prompts names; it would be lost.")
-    prompts = prompt_files.read_lines(arguments.prompts)
+    prompts = prompt_files.load(arguments.prompts).texts
     endpoint = ChatEndpoint(arguments.url, arguments.model, os.environ.get(arguments.api_key_env, ""))
     answers = arguments.out.with_name(arguments.out.name + ".answers.jsonl")
     outcome = expand(prompts, endpoint, answers, arguments.workers)
