@@ -22,7 +22,6 @@ from wr1_jax import world
 from wr1_jax.models import vae
 from wr1_jax.pretraining.config import PretrainConfig
 
-HELD_OUT = 2**20  # clips from this one on are never trained on
 _AHEAD = 3  # blocks a worker
 
 

@@ -17,12 +17,13 @@ from wr1_jax import randomness
 from wr1_jax.models import make_tiny, vae
 from wr1_jax.pretraining import flops, loop, pictures
 from wr1_jax.pretraining.bank import Bank
-from wr1_jax.pretraining.clips import HELD_OUT, Block, renderer, to_float
+from wr1_jax.pretraining.clips import Block, renderer, to_float
 from wr1_jax.pretraining.draws import Draw
 from wr1_jax.pretraining.flow import Entries, Flow, Weights
 from wr1_jax.pretraining.network import rounded
 from wr1_jax.pretraining.report import Part
 from wr1_jax.training.run_log import RunLog
+from wr1_jax.world import HELD_OUT
 
 _TOGETHER = 16  # clips that are encoded at once, at most
 _CAPTIONS = 2048  # that the tokenizer is trained on

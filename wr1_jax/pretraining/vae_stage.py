@@ -15,12 +15,13 @@ from wr1_jax.models import make_tiny
 from wr1_jax.pretraining import flops, loop, pictures
 from wr1_jax.pretraining.autoencoding import TERMS, Autoencoding
 from wr1_jax.pretraining.bank import Bank
-from wr1_jax.pretraining.clips import HELD_OUT, Block, renderer
+from wr1_jax.pretraining.clips import Block, renderer
 from wr1_jax.pretraining.draws import Draw
 from wr1_jax.pretraining.network import rounded
 from wr1_jax.pretraining.report import Part
 from wr1_jax.training.run_log import RunLog
 from wr1_jax.training.state import TrainState
+from wr1_jax.world import HELD_OUT
 
 _MEASURED_BLOCKS = 4  # of clips that the latents' mean and deviation are measured on
 _SHOWN = 4  # clips of a contact sheet, at most

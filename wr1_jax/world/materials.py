@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from wr1_jax.world.scene import GRAIN_WAVES, PATTERN_WAVES, Waves, pad_waves
+from wr1_jax.world.scene import GRAIN_WAVES, PATTERN_WAVES, Shape, Solid, Waves, pad_waves
 
 COLOURS = {
   "red": (0.78, 0.16, 0.14),
@@ -56,6 +58,24 @@ def material(rng: np.random.Generator, colour: str, pattern: str, scale: float, 
   waves, bias, sharpness = _PATTERNS[pattern](rng, scale, half_size)
   words = colour if pattern == "plain" else f"{pattern} {colour}"
   return Material(words, np.clip([base, other], 0, 1), pad_waves(waves, PATTERN_WAVES), bias, sharpness, _grain(rng))
+
+
+def textured(
+  rng: np.random.Generator,
+  shape: Shape,
+  centre: Sequence[float],
+  size: Sequence[float],
+  words: tuple[str, str],
+  scale: float,
+  **fields: Any,
+) -> tuple[Material, Solid]:
+  """A solid of a (colour, pattern), and its texture for the words; `fields` are others of `Solid`, `scale` as above."""
+  size = np.asarray(size, float)
+  skin = material(rng, *words, scale, size)
+  made = Solid(
+    shape, np.asarray(centre, float), size, skin.colours, skin.pattern, skin.grain, skin.bias, skin.sharpness, **fields
+  )
+  return skin, made
 
 
 def _directions(rng: np.random.Generator, count: int) -> Float[np.ndarray, "k 3"]:

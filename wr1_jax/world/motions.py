@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from wr1_jax.world.materials import material
+from wr1_jax.world.materials import textured
 from wr1_jax.world.scene import Shape, Solid
 
 
@@ -53,17 +53,6 @@ def make_water(rng: np.random.Generator, floor: float) -> tuple[str, list[Solid]
   fall = rng.random() < 0.5
   size = np.array([0.14, 0.3, 0.05]) if fall else np.array([3.0, 0.012, 0.12])
   centre = [rng.uniform(-0.3, 0.3), floor - 0.28, 1.38] if fall else [0, floor - 0.008, rng.uniform(1.2, 1.3)]
-  skin = material(rng, "blue", "marbled", 0.12, size)
+  _, water = textured(rng, Shape.BOX, centre, size, ("blue", "marbled"), 0.12)
   flow = np.array([0, 0.5, 0]) if fall else np.array([rng.choice([-0.5, 0.5]), 0, 0])
-  water = Solid(
-    Shape.BOX,
-    np.asarray(centre, float),
-    size,
-    skin.colours,
-    skin.pattern,
-    skin.grain,
-    skin.bias,
-    skin.sharpness,
-    flow=flow,
-  )
-  return (" with a waterfall" if fall else " and a flowing river"), [water]
+  return (" with a waterfall" if fall else " and a flowing river"), _moved([water], flow=flow)

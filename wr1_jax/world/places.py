@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from wr1_jax.world.materials import COLOURS, PATTERNS, Material, clouds, material
+from wr1_jax.world.materials import COLOURS, PATTERNS, clouds, textured
 from wr1_jax.world.motions import make_water, move_object
 from wr1_jax.world.scene import SKY_WAVES, Scene, Shape, Solid, Waves, stack
 
@@ -40,16 +40,6 @@ def build(rng: np.random.Generator, poses: Float[np.ndarray, "T 4 4"], dynamic: 
   return maker(rng, poses, dynamic)
 
 
-def _solid(rng, shape: Shape, centre, size, words: tuple[str, str], scale: float, **fields) -> tuple[Material, Solid]:
-  """A solid of a (colour, pattern), and its texture for the words."""
-  size = np.asarray(size, float)
-  skin = material(rng, *words, scale, size)
-  made = Solid(
-    shape, np.asarray(centre, float), size, skin.colours, skin.pattern, skin.grain, skin.bias, skin.sharpness, **fields
-  )
-  return skin, made
-
-
 def _light(rng: np.random.Generator) -> Float[np.ndarray, "3"]:
   light = np.array([rng.uniform(-0.8, 0.8), -1.0, rng.uniform(-0.9, -0.2)])
   return (light / np.linalg.norm(light)).astype(np.float32)
@@ -74,66 +64,66 @@ Things = tuple[str, list[Solid], float]  # words without article and place, soli
 
 def _ball(rng, x, z, floor) -> Things:
   r = rng.uniform(0.06, 0.12)
-  skin, ball = _solid(rng, Shape.ELLIPSOID, [x, floor - r, z], [r, r, r], (_colour(rng), _pattern(rng)), 0.09)
+  skin, ball = textured(rng, Shape.ELLIPSOID, [x, floor - r, z], [r, r, r], (_colour(rng), _pattern(rng)), 0.09)
   return f"{skin.words} ball", [ball], r
 
 
 def _egg(rng, x, z, floor) -> Things:
   r, tall = rng.uniform(0.05, 0.08), rng.uniform(0.1, 0.15)
-  skin, egg = _solid(rng, Shape.ELLIPSOID, [x, floor - tall, z], [r, tall, r], (_colour(rng), _pattern(rng)), 0.08)
+  skin, egg = textured(rng, Shape.ELLIPSOID, [x, floor - tall, z], [r, tall, r], (_colour(rng), _pattern(rng)), 0.08)
   return f"{skin.words} egg", [egg], r
 
 
 def _box(rng, x, z, floor) -> Things:
   w, h, d = rng.uniform(0.05, 0.1, 3)
   yaw = rng.uniform(-0.8, 0.8)
-  skin, box = _solid(rng, Shape.BOX, [x, floor - h, z], [w, h, d], (_colour(rng), _pattern(rng)), 0.09, yaw=yaw)
+  skin, box = textured(rng, Shape.BOX, [x, floor - h, z], [w, h, d], (_colour(rng), _pattern(rng)), 0.09, yaw=yaw)
   return f"{skin.words} box", [box], np.hypot(w, d)
 
 
 def _pillar(rng, x, z, floor) -> Things:
   r, h = rng.uniform(0.035, 0.06), rng.uniform(0.2, 0.3)
-  skin, pillar = _solid(rng, Shape.CYLINDER, [x, floor - h, z], [r, h, r], (_colour(rng), _pattern(rng)), 0.1)
+  skin, pillar = textured(rng, Shape.CYLINDER, [x, floor - h, z], [r, h, r], (_colour(rng), _pattern(rng)), 0.1)
   return f"{skin.words} pillar", [pillar], r
 
 
 def _drum(rng, x, z, floor) -> Things:
   r, h = rng.uniform(0.06, 0.1), rng.uniform(0.04, 0.08)
-  skin, drum = _solid(rng, Shape.CYLINDER, [x, floor - h, z], [r, h, r], (_colour(rng), _pattern(rng)), 0.08)
+  skin, drum = textured(rng, Shape.CYLINDER, [x, floor - h, z], [r, h, r], (_colour(rng), _pattern(rng)), 0.08)
   return f"{skin.words} drum", [drum], r
 
 
 def _tree(rng, x, z, floor) -> Things:
   trunk, height, crown = rng.uniform(0.015, 0.025), rng.uniform(0.09, 0.14), rng.uniform(0.07, 0.11)
   leaves = _pick(rng, ("green", "orange", "yellow", "pink"))
-  _, stem = _solid(
+  _, stem = textured(
     rng, Shape.CYLINDER, [x, floor - height / 2, z], [trunk, height / 2, trunk], ("brown", "plain"), 0.08
   )
   centre = [x, floor - height - 0.8 * crown, z]
-  _, top = _solid(rng, Shape.ELLIPSOID, centre, [crown, 1.1 * crown, crown], (leaves, "marbled"), 0.06)
+  _, top = textured(rng, Shape.ELLIPSOID, centre, [crown, 1.1 * crown, crown], (leaves, "marbled"), 0.06)
   return f"{leaves} tree", [stem, top], crown
 
 
 def _house(rng, x, z, floor) -> Things:
   w, h, d = rng.uniform(0.07, 0.12), rng.uniform(0.06, 0.1), rng.uniform(0.07, 0.1)
   yaw = rng.uniform(-0.5, 0.5)
-  skin, walls = _solid(rng, Shape.BOX, [x, floor - h, z], [w, h, d], (_colour(rng), _pattern(rng)), 0.07, yaw=yaw)
+  skin, walls = textured(rng, Shape.BOX, [x, floor - h, z], [w, h, d], (_colour(rng), _pattern(rng)), 0.07, yaw=yaw)
   roof_words = _pick(rng, ("red", "brown", "grey", "black"))
   slab = [1.15 * w, 0.018, 1.15 * d]
-  _, roof = _solid(rng, Shape.BOX, [x, floor - 2 * h - 0.018, z], slab, (roof_words, "striped"), 0.05, yaw=yaw)
+  _, roof = textured(rng, Shape.BOX, [x, floor - 2 * h - 0.018, z], slab, (roof_words, "striped"), 0.05, yaw=yaw)
   return f"{skin.words} house with a {roof_words} roof", [walls, roof], np.hypot(w, d)
 
 
 def _tower(rng, x, z, floor) -> Things:
   r, h = rng.uniform(0.05, 0.08), rng.uniform(0.17, 0.25)
-  skin, tower = _solid(rng, Shape.BOX, [x, floor - h, z], [r, h, r], (_colour(rng), _pattern(rng)), 0.08, yaw=0.4)
+  skin, tower = textured(rng, Shape.BOX, [x, floor - h, z], [r, h, r], (_colour(rng), _pattern(rng)), 0.08, yaw=0.4)
   return f"{skin.words} tower", [tower], 1.4 * r
 
 
 def _rock(rng, x, z, floor) -> Things:
   size = rng.uniform([0.07, 0.05, 0.07], [0.13, 0.09, 0.11])
   words = (_pick(rng, ("grey", "brown", "white", "black")), "marbled")
-  _, rock = _solid(rng, Shape.ELLIPSOID, [x, floor - 0.4 * size[1], z], size, words, 0.08, yaw=rng.uniform(-1, 1))
+  _, rock = textured(rng, Shape.ELLIPSOID, [x, floor - 0.4 * size[1], z], size, words, 0.08, yaw=rng.uniform(-1, 1))
   return f"{words[0]} rock", [rock], size[0]
 
 
@@ -144,7 +134,7 @@ _OUTDOORS: tuple[Callable[..., Things], ...] = (_tree, _house, _tower, _rock, _b
 def _objects(
   rng: np.random.Generator, poses: np.ndarray, makers: tuple, floor: float, depths: tuple[float, float], dynamic: bool
 ) -> tuple[str, list[Solid]]:
-  """One to three objects in different places, the first of them moving where `dynamic`; words and solids."""
+  """One to three objects in different places, one of them moving where `dynamic`; words and solids."""
   count = rng.choice([1, 2, 3], p=[0.2, 0.45, 0.35])
   slots = sorted(rng.choice(len(_SLOTS), size=count, replace=False))
   mover = rng.integers(count) if dynamic else -1
@@ -162,7 +152,7 @@ def _objects(
 def _placed(
   rng: np.random.Generator, poses: np.ndarray, maker: Callable[..., Things], slot: _Slot, floor: float, depths
 ) -> tuple[str, list[Solid]]:
-  """An object in a slot; moved back, and then to the side, until the camera's path clears it."""
+  """An object in a slot; drawn again, each time further back, until the camera's path clears it."""
   low, high = depths
   for attempt in range(_TRIES):
     z = rng.uniform(low, high) + 0.04 * attempt
@@ -196,9 +186,9 @@ def _room(rng: np.random.Generator, poses: np.ndarray, dynamic: bool) -> tuple[s
   centre = [0, (bottom + ceiling) / 2, (back + front) / 2]
   half = [side, (bottom - ceiling) / 2, (back - front) / 2]
   wall_pattern = PATTERNS[rng.choice(len(PATTERNS), p=[0.3, 0.15, 0.1, 0.15, 0.3])]
-  walls, shell = _solid(rng, Shape.ROOM, centre, half, (_colour(rng), wall_pattern), 0.2)
+  walls, shell = textured(rng, Shape.ROOM, centre, half, (_colour(rng), wall_pattern), 0.2)
   slab = [side + 0.1, 0.05, half[2] + 0.1]
-  floor_skin, ground = _solid(rng, Shape.BOX, [0, floor + 0.05, centre[2]], slab, (_colour(rng), _pattern(rng)), 0.22)
+  floor_skin, ground = textured(rng, Shape.BOX, [0, floor + 0.05, centre[2]], slab, (_colour(rng), _pattern(rng)), 0.22)
   things, solids = _objects(rng, poses, _INDOORS, floor, (0.7, 1.0), dynamic)
   words = f"{things}, in a room with {walls.words} walls and {_article(floor_skin.words)} {floor_skin.words} floor"
   return words, _scene(rng, [shell, ground, *solids], ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
@@ -217,14 +207,14 @@ def _landscape(rng: np.random.Generator, poses: np.ndarray, dynamic: bool) -> tu
   """Ground, hills behind it, sky above, things on the ground, and sometimes water between the hills."""
   floor = rng.uniform(0.14, 0.2)
   ground_name = _pick(rng, tuple(_GROUNDS))
-  _, ground = _solid(rng, Shape.BOX, [0, floor + 0.5, 0], [30, 0.5, 30], (_GROUNDS[ground_name], "marbled"), 0.3)
+  _, ground = textured(rng, Shape.BOX, [0, floor + 0.5, 0], [30, 0.5, 30], (_GROUNDS[ground_name], "marbled"), 0.3)
   hill_name = _pick(rng, ("green", "brown", "grey", "purple", "white", "orange"))
   hill_pattern = _pick(rng, ("plain", "marbled", "striped"))
   hills = []
   for place in rng.permutation([-1.1, -0.1, 0.9])[: rng.integers(2, 4)]:
     size = rng.uniform([0.7, 0.4, 0.35], [1.1, 0.65, 0.55])
     centre = [place + rng.uniform(-0.25, 0.25), floor, rng.uniform(1.5, 1.9)]
-    hills.append(_solid(rng, Shape.ELLIPSOID, centre, size, (hill_name, hill_pattern), 0.25)[1])
+    hills.append(textured(rng, Shape.ELLIPSOID, centre, size, (hill_name, hill_pattern), 0.25)[1])
   sky_name = _pick(rng, tuple(_SKIES))
   water_words, water = "", []
   if dynamic and rng.random() < 0.5:
