@@ -57,7 +57,7 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
   c = tiny.get_config()
 
   c.lora.rank, c.lora.alpha = 16, 32
-  c.rewards.device = "cuda"
+  c.rewards.device, c.rewards.replicas = "cuda", 4
   c.optimizer.learning_rate = 1e-3
   c.optimizer.ema_every = 1
 

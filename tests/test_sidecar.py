@@ -248,6 +248,32 @@ def test_two_trainers_get_their_own_answers_and_end_without_a_word():
     assert errors == "" and trainer.returncode == 0
 
 
+def test_replicas_share_every_job_and_its_order_is_kept():
+  """Five clips on two sidecars, one of them killed by its part: only that part is lost."""
+  scores, others = [f"score {value}" for value in range(5)], sidecars_of(os.getpid())
+  with RewardClient(dataclasses.replace(FAKES, replicas=2, retries=0)) as client:
+    assert len(sidecars_of(os.getpid())) == len(others) + 2
+    futures = [client.submit(job(*scores)), client.submit(job("score 1")), client.submit(job(*scores[:4], "crash"))]
+    whole, single, half = (future.result() for future in futures)
+  assert [result.general for result in whole] == [0, 1, 2, 3, 4]
+  assert [result.general for result in single] == [1]
+  assert [result.general for result in half if not result.reasons] == [0, 1]
+  assert all("SIGKILL" in result.reasons["general"] for result in half[2:])
+
+
+def test_replicas_that_cannot_start_are_a_user_error():
+  with pytest.raises(UserError, match="did not start"):
+    with RewardClient(dataclasses.replace(FAKES, replicas=2, python="/bin/false")):
+      pass
+
+
+def test_closing_a_client_of_replicas_fails_what_is_unfinished():
+  with RewardClient(dataclasses.replace(FAKES, replicas=2)) as client:
+    future = client.submit(job("hang", "score 1"))
+  with pytest.raises(RuntimeError, match="closed"):
+    future.result(timeout=10)
+
+
 # --- misbehaviour -----------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from parity import channels_first, channels_last, error
 
 from wr1_jax.errors import UserError
-from wr1_jax.models import vae, weights
+from wr1_jax.models import vae, vae_layers, weights
 
 CONFIG = vae.VAEConfig(
   base_dim=8,
@@ -137,6 +137,21 @@ def test_bfloat16_stays_close(folder, parts):
   found = compiled("decode", graphdef, 1)(state, latents(5))
   assert found.dtype == jnp.float32
   assert error(found, compiled("decode", parts[0], 1)(parts[1], latents(5))) < 0.03
+
+
+@pytest.mark.parametrize("size, stride, padding", [(3, 1, (1, 1)), (3, 2, (0, 1)), (1, 1, (0, 0))])
+def test_products_of_patches_are_the_convolution(size, stride, padding):
+  """What runs on GPUs for narrow layers, with its gradients, which do not come from differentiating it."""
+  rng = np.random.default_rng(5)
+  x = rng.standard_normal((2, 3, 8, 12, 5), np.float32)
+  kernel = rng.standard_normal((size, size, 5, 7), np.float32)
+
+  def run(convolve):
+    y, back = jax.vjp(functools.partial(convolve, stride=stride, padding=padding), x, kernel)
+    return y, *back(np.random.default_rng(6).standard_normal(y.shape, np.float32))
+
+  for got, want in zip(run(vae_layers._product_of_patches), run(vae_layers._convolution)):
+    assert got.shape == want.shape and error(got, want) < 1e-6
 
 
 def test_sharded_over_videos(folder, parts):

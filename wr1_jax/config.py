@@ -177,7 +177,8 @@ class RewardsConfig:
 
   python: str = ""  # interpreter of the sidecar; empty: this one
   device: str = "cpu"
-  threads: Count = 1  # of the sidecar
+  replicas: Count = 1  # sidecars that share the device and every job; one alone leaves a GPU idle most of the time
+  threads: Count = 1  # of a sidecar
   reconstructor: str = "photometric"
   meta: str = "offset_view_proxy"
   general: str = "frame_quality_proxy"

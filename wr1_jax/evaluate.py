@@ -49,7 +49,7 @@ from wr1_jax.rewards.jobs import Job, in_scene_depths
 from wr1_jax.rewards.supervisor import Results
 from wr1_jax.training import preflight
 
-_CLIPS_A_JOB = 8  # of the sidecar
+_CLIPS_A_SIDECAR = 8  # at once
 _AHEAD = 2  # batches that are made before the first one's results are waited for
 _SHOWN = 4  # prompts whose videos are written
 
@@ -91,7 +91,7 @@ def evaluate(config: Config, mesh: Mesh, options: Options) -> Evaluation:
 
   with RewardClient(config.rewards) as rewards:
     video = config.video
-    rewards.check_room(min(batch, _CLIPS_A_JOB), video.frames, video.height, video.width)
+    rewards.check_room(min(batch, _job_size(config)), video.frames, video.height, video.width)
     model = pipeline.load(config, mesh, randomness.stream(config.train.seed, Purpose.INIT))
     models = {"base": None} | ({} if trained is None else {"tuned": trained.placed(model.lora)})
     sampler = samples.Sampler(config, model, mesh, batch=batch, solver=options.solver)
@@ -168,7 +168,8 @@ class _Evaluator:
     targets = [path if asked else None for path, asked in zip(paths, has_path)]
     depth = self._config.camera.scene_depth
     asked = [None if target is None else in_scene_depths(target, depth) for target in targets]
-    jobs = [slice(start, start + _CLIPS_A_JOB) for start in range(0, len(videos), _CLIPS_A_JOB)]
+    size = _job_size(self._config)
+    jobs = [slice(start, start + size) for start in range(0, len(videos), size)]
     pending = [self._rewards.submit(Job(videos[job], prompts[job], asked[job])) for job in jobs]
     return _Batch(name, videos, targets, pending)
 
@@ -184,6 +185,10 @@ class _Evaluator:
       right = None if tuned is None else tuned[place]
       report.write_video(self._out, place, left, right, self._config.video.fps)
     report.write_picture(self._out, prompts[: len(base)], base, tuned)
+
+
+def _job_size(config: Config) -> int:
+  return _CLIPS_A_SIDECAR * config.rewards.replicas
 
 
 def _column(videos: Sequence[Measured] | None, name: str) -> np.ndarray | None:

@@ -23,15 +23,16 @@ Memory = tuple[Float[Array, "B T H W C"], ...]
 
 _KERNEL_FRAMES = 3  # every convolution over time sees the current frame and two earlier ones
 _OVER_TIME = (_KERNEL_FRAMES, 1, 1)  # kernel of the convolutions that only mix frames
-_NARROW = 64  # output channels up to which a convolution is a matrix product; Wan2.1's own autoencoder begins at 96
+# Channels per frame up to which a convolution is a matrix product on GPUs; Wan2.1's own autoencoder begins at 96.
+_NARROW = 64
 
 
 class Stream:
   """Takes one chunk of a video through the causal layers.
 
   Args:
-    memory: `Stream.memory` after the previous chunk; None for the first chunk, which must hold one frame only: Wan
-      neither halves nor doubles a video's first frame in time.
+    memory: `Stream.memory` after the previous chunk; None for the first chunk, whose first frame Wan neither halves nor
+      doubles in time: it holds one frame more than a multiple of the network's factor.
   """
 
   def __init__(self, memory: Memory | None):
@@ -115,7 +116,9 @@ def _convolve_frames(
   x: Float[Array, "B T H W I"], kernel: Float[Array, "h w I O"], stride: int, padding: tuple[int, int]
 ) -> Float[Array, "B T H2 W2 O"]:
   convolve = functools.partial(_convolution, stride=stride, padding=padding)
-  if kernel.shape[-1] > _NARROW:
+  *sides, inputs, outputs = kernel.shape
+  narrow = inputs <= _KERNEL_FRAMES * _NARROW and outputs <= _NARROW
+  if not narrow and max(sides) > 1:
     return convolve(x, kernel)
   # cuDNN is slow where channels are few, and choosing an algorithm for each of a training step's 300 convolutions takes
   # minutes. On an H200, gradients of 48 -> 16 channels for 272 frames of 96x96 took 185 ms with its default algorithm
@@ -142,7 +145,29 @@ def _product_of_patches(x: Array, kernel: Array, *, stride: int, padding: tuple[
     for row in range(rows)
     for column in range(columns)
   ]
-  return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, outputs)
+  return _product(jnp.concatenate(taps, axis=-1), kernel.reshape(-1, outputs))
+
+
+@jax.custom_vjp
+def _product(patches: Float[Array, "B T H W K"], kernel: Float[Array, "K O"]) -> Float[Array, "B T H W O"]:
+  """`patches @ kernel`, whose gradient by the kernel is found frame by frame."""
+  return patches @ kernel
+
+
+def _product_forward(patches: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+  return patches @ kernel, (patches, kernel)
+
+
+def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+  patches, kernel = saved
+  # As one product, the kernel's gradient is a few numbers, each a sum over all places: work for a few of a GPU's
+  # processors. The barrier keeps XLA from making one product of it again.
+  of_frames = jnp.einsum("bthwk,bthwo->btko", patches, gradient, preferred_element_type=jnp.float32)
+  of_kernel = lax.optimization_barrier(of_frames).sum(axis=(0, 1))
+  return gradient @ kernel.T, of_kernel.astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class ChannelNorm(nnx.Module):
@@ -206,8 +231,10 @@ class Downsample(nnx.Module):
     if self.time_conv is None:
       return x
     # Two new frames and the one before them make one.
-    extended = stream.extend(x, 1)
-    return x if stream.first else self.time_conv(extended)
+    if not stream.first:
+      return self.time_conv(stream.extend(x, 1))
+    stream.extend(x, 1)
+    return x if x.shape[1] == 1 else jnp.concatenate([x[:, :1], self.time_conv(x)], axis=1)
 
 
 class Upsample(nnx.Module):
@@ -223,8 +250,10 @@ class Upsample(nnx.Module):
     return self.resample(repeat(x, "b t h w c -> b t (h h2) (w w2) c", h2=2, w2=2))
 
   def _double_frames(self, x: Float[Array, "B T H W C"], stream: Stream) -> Float[Array, "B T2 H W C"]:
-    if stream.first:
-      # The first frame is not doubled, and the convolution never sees it: to the second frame, zeros came before.
-      stream.causal(jnp.zeros_like(x))
-      return x
-    return rearrange(self.time_conv(stream.causal(x)), "b t h w (two c) -> b (t two) h w c", two=2)
+    # The first frame is not doubled, and the convolution never sees it: to the second frame, zeros came before.
+    whole, doubled = (x[:, :1], x[:, 1:]) if stream.first else (x[:, :0], x)
+    extended = stream.causal(doubled)
+    if not doubled.shape[1]:
+      return whole
+    doubled = rearrange(self.time_conv(extended), "b t h w (two c) -> b (t two) h w c", two=2)
+    return jnp.concatenate([whole, doubled], axis=1)

@@ -5,9 +5,9 @@
       ...  # the next rollout
       results = future.result()  # one ClipResult a clip
 
-When the sidecar dies, hangs (a job takes longer than `job_seconds`) or answers nonsense, it is killed and a fresh one
-gets all unfinished jobs again. A job over which this happens more than `retries` times is given up: its results are NaN
-with a reason.
+When a sidecar dies, hangs (a job takes longer than `job_seconds`) or answers nonsense, it is killed and a fresh one
+gets all its unfinished jobs again. A job over which this happens more than `retries` times is given up: its results are
+NaN with a reason.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import threading
+from collections.abc import Sequence
 
 from wr1_jax.config import RewardsConfig
 from wr1_jax.errors import UserError
@@ -29,7 +30,10 @@ _CLOSE_SECONDS = 10.0
 
 
 class RewardClient:
-  """Starts the sidecar on entering the `with` block and ends it on leaving. Any thread may submit."""
+  """Starts the sidecars on entering the `with` block and ends them on leaving. Any thread may submit.
+
+  Every job is cut into as many parts as there are sidecars (`config.replicas`), which work side by side.
+  """
 
   def __init__(self, config: RewardsConfig):
     """Checks what can be checked before anything is started.
@@ -41,22 +45,19 @@ class RewardClient:
     find_interpreter(config.python)
     self._config = config
     self._ids = itertools.count()
-    self._started: concurrent.futures.Future[dict[str, str]] = concurrent.futures.Future()
-    self._supervisor = Supervisor(config)
-    # It spawns the sidecar and outlives it. A daemon, so that a trainer that fails does not wait for jobs.
-    self._thread = threading.Thread(
-      target=self._supervisor.run, args=(self._started,), name="reward supervisor", daemon=True
-    )
+    self._replicas = [_Replica(config) for _ in range(config.replicas)]
 
   def __enter__(self) -> RewardClient:
-    """Starts the sidecar and waits until it is ready.
+    """Starts the sidecars and waits until all are ready.
 
     Raises:
-      UserError: it cannot start, for example because its interpreter has no torch.
+      UserError: one cannot start, for example because its interpreter has no torch.
     """
-    self._thread.start()
     try:
-      self._started.result()
+      for replica in self._replicas:
+        replica.thread.start()
+      for replica in self._replicas:
+        replica.started.result()
     except BaseException:
       self.close()
       raise
@@ -67,8 +68,8 @@ class RewardClient:
 
   @property
   def versions(self) -> dict[str, str]:
-    """Versions of Python and of the libraries that the sidecar has loaded."""
-    return self._started.result()
+    """Versions of Python and of the libraries that a sidecar has loaded."""
+    return self._replicas[0].started.result()
 
   def check_room(self, clips: int, frames: int, height: int, width: int) -> None:
     """Checks that a job of this shape fits into shared memory.
@@ -83,13 +84,27 @@ class RewardClient:
     """Hands in a job and returns at once. The job's arrays must not be changed until it is done.
 
     Returns:
-      A future of one `ClipResult` a clip, in the job's order. It does not fail when the sidecar does: then the results
+      A future of one `ClipResult` a clip, in the job's order. It does not fail when a sidecar does: then the results
       are NaN with reasons. Only if the client is closed first, it raises RuntimeError.
 
     Raises:
       UserError: the job can never fit into shared memory, or its prompts are longer than a message may be.
       RuntimeError: the client is closed.
     """
+    entries = [self._entry(part) for part in job.split(len(self._replicas))]
+    for entry in entries:
+      self._replicas[entry.request.job % len(self._replicas)].supervisor.add(entry)
+    return entries[0].results if len(entries) == 1 else _joined([entry.results for entry in entries])
+
+  def close(self) -> None:
+    """Ends the sidecars; the futures of unfinished jobs raise RuntimeError. Idempotent."""
+    for replica in self._replicas:
+      replica.supervisor.stop()
+    for replica in self._replicas:
+      if replica.thread.is_alive():
+        replica.thread.join(_CLOSE_SECONDS)
+
+  def _entry(self, job: Job) -> Entry:
     request = job.request(next(self._ids), self._config.reconstruction)
     try:
       channel.pack(request)
@@ -98,11 +113,39 @@ class RewardClient:
     shared_arrays.check_room(batch.array_specs(request.shape, request.parts))
     results: Results = concurrent.futures.Future()
     results.set_running_or_notify_cancel()  # a job on its way cannot be called back
-    self._supervisor.add(Entry(job, request, results))
-    return results
+    return Entry(job, request, results)
 
-  def close(self) -> None:
-    """Ends the sidecar; the futures of unfinished jobs raise RuntimeError. Idempotent."""
-    self._supervisor.stop()
-    if self._thread.is_alive():
-      self._thread.join(_CLOSE_SECONDS)
+
+class _Replica:
+  """One sidecar with what keeps it going."""
+
+  def __init__(self, config: RewardsConfig):
+    self.started: concurrent.futures.Future[dict[str, str]] = concurrent.futures.Future()
+    self.supervisor = Supervisor(config)
+    # It spawns the sidecar and outlives it. A daemon, so that a trainer that fails does not wait for jobs.
+    self.thread = threading.Thread(
+      target=self.supervisor.run, args=(self.started,), name="reward supervisor", daemon=True
+    )
+
+
+def _joined(parts: Sequence[Results]) -> Results:
+  """A future of all results in order, or of the first error."""
+  joined: Results = concurrent.futures.Future()
+  joined.set_running_or_notify_cancel()
+  lock, left = threading.Lock(), len(parts)
+
+  def finished(_: Results) -> None:
+    nonlocal left
+    with lock:
+      left -= 1
+      if left:
+        return
+    error = next((part.exception() for part in parts if part.exception()), None)
+    if error:
+      joined.set_exception(error)
+    else:
+      joined.set_result([result for part in parts for result in part.result()])
+
+  for part in parts:
+    part.add_done_callback(finished)
+  return joined

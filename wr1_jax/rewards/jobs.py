@@ -48,6 +48,13 @@ class Job:
       with_path=tuple(searched and path is not None for path in self.paths),
     )
 
+  def split(self, parts: int) -> list[Job]:
+    """At most `parts` jobs of this one's clips in order, about equally many in each."""
+    edges = np.linspace(0, len(self.videos), min(parts, len(self.videos)) + 1).round().astype(int)
+    return [
+      Job(self.videos[a:b], self.prompts[a:b], self.paths[a:b], self.parts) for a, b in zip(edges[:-1], edges[1:])
+    ]
+
   def write(self, arrays: Mapping[str, np.ndarray]) -> None:
     """Copies the inputs into the arrays of `batch.array_specs`."""
     arrays["videos"][...] = self.videos
