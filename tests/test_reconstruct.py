@@ -12,10 +12,11 @@ import torch
 from wr1_jax.config import ReconstructionConfig, RewardsConfig
 from wr1_jax.sidecar import geometry
 from wr1_jax.sidecar.offset_view import offset_pose
-from wr1_jax.sidecar.photometric import bundle, pyramid
+from wr1_jax.sidecar.photometric import bundle, pyramid, reconstruct
 from wr1_jax.sidecar.photometric.lie import motion
 from wr1_jax.sidecar.photometric.reconstruct import PhotometricReconstructor
 from wr1_jax.sidecar.photometric.scorer import make
+from wr1_jax.sidecar.reconstruction import rendered_back, views
 from wr1_jax.sidecar.scorers import Unscored, View
 
 SIZE = (64, 96)
@@ -77,26 +78,26 @@ def test_frozen_clips_have_still_cameras():
 
 def test_a_rigid_scene_is_rendered_back_frame_by_frame():
   video = clip("move right")
-  rendered = recovered(video).render()
+  (rendered,) = rendered_back([recovered(video)])
   quality = [[psnr(frame, image) for image in rendered] for frame in video]
   assert min(np.diag(quality)) > 28
   assert list(np.argmax(quality, 1)) == list(range(9))
 
 
-def rendered_back(spoiled: str) -> list[float]:
+def quality_of(spoiled: str) -> list[float]:
   """PSNR of three clips against their reconstructions."""
   clips = [clip(name, seed, 7, spoiled=spoiled) for seed, name in enumerate(("move left", "orbit right", "pull out"))]
-  return [psnr(video, recovered(video).render()) for video in clips]
+  return [psnr(video, rendered_back([recovered(video)])[0]) for video in clips]
 
 
 @pytest.fixture(scope="module")
 def rigid_quality():
-  return rendered_back("")
+  return quality_of("")
 
 
 @pytest.mark.parametrize("spoiled", scenes.INCONSISTENT)
 def test_inconsistent_clips_are_rendered_back_badly(spoiled, rigid_quality):
-  assert max(rendered_back(spoiled)) < min(rigid_quality) - 1
+  assert max(quality_of(spoiled)) < min(rigid_quality) - 1
 
 
 @pytest.mark.parametrize("size, frames", [((64, 64), 5), ((96, 64), 5), ((70, 131), 2), ((64, 96), 3), ((120, 200), 5)])
@@ -104,7 +105,7 @@ def test_any_size_and_length(size, frames):
   found = recovered(clip("move left", frames=frames, size=size))
   h, w = geometry.processed_size(*size, CONFIG)
   assert found.frames.shape == (frames, h, w, 3)
-  assert found.render().shape == (frames, h, w, 3)
+  assert rendered_back([found]).shape == (1, frames, h, w, 3)
   assert scenes.path_errors(found.poses, found.depth_unit, scenes.move("move left", frames))[1] < 10
 
 
@@ -112,7 +113,7 @@ def test_one_frame_has_the_identity_as_its_path():
   video = clip("fixed", frames=1)
   found = recovered(video)
   np.testing.assert_array_equal(found.poses, np.eye(4)[None])
-  assert psnr(found.render(), video) > 28
+  assert psnr(rendered_back([found])[0], video) > 28
 
 
 def test_long_clips_have_a_pose_for_every_frame():
@@ -157,7 +158,19 @@ def test_same_clip_same_bits_whatever_the_batch():
   both = reconstructor(videos, [None, None])
   alone = reconstructor(videos[1:], [None])[0]
   np.testing.assert_array_equal(both[1].poses, alone.poses)
-  np.testing.assert_array_equal(both[1].render(), alone.render())
+  np.testing.assert_array_equal(rendered_back(both)[1], rendered_back([alone])[0])
+
+
+def test_clips_in_one_batch_are_those_alone(monkeypatch):
+  """As on a GPU, up to rounding; one of them has no reconstruction, and one a new surface in every frame."""
+  videos = np.stack([clip("orbit left", 1, 5), np.zeros((5, *SIZE, 3), np.uint8), clip("pull out", 2, 5)])
+  alone = [recovered(video) for video in videos]
+  monkeypatch.setitem(reconstruct.CLIPS_AT_ONCE, "cpu", 3)
+  together = PhotometricReconstructor(CONFIG)(videos, [None] * 3)
+  assert alone[1] == together[1]
+  for one, other in ((alone[0], together[0]), (alone[2], together[2])):
+    np.testing.assert_allclose(one.poses, other.poses, atol=2e-3)
+    assert psnr(rendered_back([one])[0], rendered_back([other])[0]) > 40
 
 
 @pytest.mark.parametrize("size", [(480, 832), (832, 480), (64, 64), (64, 640), (720, 1280), (97, 161)])
@@ -177,7 +190,8 @@ def test_offset_view_is_off_the_path():
   from_middle = np.linalg.inv(found.poses[4]) @ pose
   np.testing.assert_allclose(np.abs(from_middle[:3, 3]), [0.15, 0, 0.15], atol=1e-5)
   assert from_middle[2, 3] < 0
-  rgb, alpha = found.offset_view(CONFIG)
+  (view,) = views([found], CONFIG)
+  rgb, alpha = view.offset_view, view.offset_alpha
   assert rgb.shape == (*SIZE, 3)
   # No frame shows this picture.
   assert max(psnr(rgb, frame) for frame in found.frames) < 20

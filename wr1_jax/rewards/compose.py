@@ -8,6 +8,7 @@ sum, unless the term's weight is 0.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -85,14 +86,31 @@ class Composer:
     """
     if not len(results) == len(targets) == len(static):
       raise ValueError(f"{len(results)} results, {len(targets)} targets, {len(static)} flags")
-    return [self._reward(*clip) for clip in zip(results, targets, static)]
+    distances = self._distances([result if is_static else None for result, is_static in zip(results, static)])
+    return [self._reward(*clip) for clip in zip(results, targets, static, distances)]
 
-  def _reward(self, result: ClipResult, target: Target, static: bool) -> ClipReward:
+  def _distances(self, results: Sequence[ClipResult | None]) -> list[float]:
+    """LPIPS between each clip and the scene rendered at its frames' poses, mean over frames; NaN without a scene.
+
+    All clips of a shape at once: for each call the host waits until the device, which a sidecar may share, is free.
+    """
+    distances = [math.nan] * len(results)
+    alike = collections.defaultdict(list)
+    for place, result in enumerate(results):
+      if result is not None and result.frames is not None and result.rendered is not None:
+        alike[result.frames.shape].append(place)
+    for places in alike.values():
+      clips, scenes = (np.concatenate([getattr(results[i], name) for i in places]) for name in ("frames", "rendered"))
+      for place, frames in zip(places, np.split(self._lpips(clips, scenes), len(places))):
+        distances[place] = float(frames.mean())
+    return distances
+
+  def _reward(self, result: ClipResult, target: Target, static: bool, distance: float) -> ClipReward:
     terms: dict[str, float | str] = {"general": self._judged(result, "general")}
     left_out = {}
     if static:
       terms["meta"] = self._judged(result, "meta")
-      terms["recon"] = self._reconstruction(result)
+      terms["recon"] = self._reconstruction(result, distance)
       if target is None or len(target) == 1:
         left_out["traj"] = NO_TARGET if target is None else SINGLE_FRAME
       else:
@@ -120,11 +138,10 @@ class Composer:
     score = {"meta": result.meta, "general": result.general}[part]
     return score if math.isfinite(score) else result.reasons.get(part, f"the sidecar gave {score}")
 
-  def _reconstruction(self, result: ClipResult) -> float | str:
-    """S_recon = 1 - LPIPS(clip, scene rendered at the same frames' poses), mean over frames, within [0, 1]."""
+  def _reconstruction(self, result: ClipResult, distance: float) -> float | str:
+    """S_recon = 1 - LPIPS, within [0, 1]."""
     if result.frames is None or result.rendered is None:
       return result.reasons.get("reconstruction", "there is no reconstruction")
-    distance = float(self._lpips(result.frames, result.rendered).mean())
     return min(max(1 - distance, 0.0), 1.0) if math.isfinite(distance) else f"LPIPS is {distance}"
 
   def _trajectory(self, result: ClipResult, target: np.ndarray) -> float | str:

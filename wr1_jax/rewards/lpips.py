@@ -27,7 +27,7 @@ _ARRAY_PARTS = {
 class LPIPS:
   """The distance of two images as deep features see it: 0 for equal ones, about 0.7 for unrelated ones."""
 
-  def __init__(self, network: Literal["alexnet", "vgg16"], batch: int = 8):
+  def __init__(self, network: Literal["alexnet", "vgg16"], batch: int = 16):
     """Loads the weights (float32, 10 or 59 MB).
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,40 +24,40 @@ class Reconstruction:
   poses: Float[np.ndarray, "T 4 4"]  # camera-to-world, float32, anchored at the first frame
   intrinsics: Float[np.ndarray, "T 3 3"]  # pixels of the processed size
   depth_unit: float  # median depth of the scene as the first frame sees it, in the units of `poses`
-  scene: Gaussians  # in the frame of the first camera
+  scene: Gaussians  # one, in the frame of the first camera
 
-  def render(self) -> UInt8[np.ndarray, "T h w 3"]:
-    """The scene at the poses and intrinsics of the clip's own frames: image k belongs to frame k."""
-    rgb, _ = self._seen_from(self.poses, self.intrinsics)
-    return _to_uint8(rgb)
 
-  def offset_view(self, config: ReconstructionConfig) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
-    """RGB over black, and alpha in [0, 1], from off the path."""
-    pose = offset_pose(self.poses, self.depth_unit, config)
-    rgb, alpha = self._seen_from(pose[np.newaxis], self.intrinsics[:1])
-    return _to_uint8(rgb[0]), alpha[0].clip(0, 1)
-
-  def view(self, config: ReconstructionConfig) -> View:
-    """All that the rewards look at."""
-    offset_view, offset_alpha = self.offset_view(config)
-    return View(
-      frames=self.frames,
-      rendered=self.render(),
-      offset_view=offset_view,
-      offset_alpha=offset_alpha,
-      poses=self.poses,
-      depth_unit=self.depth_unit,
+def views(found: Sequence[Reconstruction], config: ReconstructionConfig) -> list[View]:
+  """All that the rewards look at of each of these clips, which are of one size and length."""
+  if not found:
+    return []
+  offsets = [offset_pose(one.poses, one.depth_unit, config)[np.newaxis] for one in found]
+  offset_views, offset_alphas = _seen_from(found, offsets)
+  return [
+    View(
+      frames=one.frames,
+      rendered=rendered,
+      offset_view=offset_view[0],
+      offset_alpha=offset_alpha[0].clip(0, 1),
+      poses=one.poses,
+      depth_unit=one.depth_unit,
     )
-
-  def _seen_from(
-    self, poses: Float[np.ndarray, "n 4 4"], intrinsics: Float[np.ndarray, "n 3 3"]
-  ) -> tuple[Float[np.ndarray, "n h w 3"], Float[np.ndarray, "n h w"]]:
-    """Images in [0, 1] at the clip's size, and their alpha."""
-    device = self.scene.means.device
-    poses, cameras = (torch.from_numpy(x).to(device) for x in (poses, intrinsics))
-    rgb, alpha = gaussians.render(self.scene, poses, cameras, self.frames.shape[1:3])
-    return rgb.cpu().numpy(), alpha.cpu().numpy()
+    for one, rendered, offset_view, offset_alpha in zip(found, rendered_back(found), offset_views, offset_alphas)
+  ]
 
 
-def _to_uint8(image: Float[np.ndarray, "*dims"]) -> UInt8[np.ndarray, "*dims"]:
-  return np.round(255 * image).astype(np.uint8)
+def rendered_back(found: Sequence[Reconstruction]) -> UInt8[np.ndarray, "n T h w 3"]:
+  """Each scene at the poses and intrinsics of its clip's own frames: image k belongs to frame k."""
+  return _seen_from(found, [one.poses for one in found])[0]
+
+
+def _seen_from(
+  found: Sequence[Reconstruction], poses: Sequence[Float[np.ndarray, "k 4 4"]]
+) -> tuple[UInt8[np.ndarray, "n k h w 3"], Float[np.ndarray, "n k h w"]]:
+  """Images over black of each scene, with its clip's first k intrinsics, and their alpha."""
+  scenes = Gaussians.stack([one.scene for one in found])
+  count = len(poses[0])
+  arrays = np.stack(poses), np.stack([one.intrinsics[:count] for one in found])
+  cameras = (torch.from_numpy(x).to(scenes.means) for x in arrays)
+  rgb, alpha = gaussians.render(scenes, *cameras, found[0].frames.shape[1:3])
+  return (255 * rgb).round().to(torch.uint8).cpu().numpy(), alpha.cpu().numpy()

@@ -7,7 +7,7 @@ reproduced badly, and that is what the reward measures. Scale cannot be seen: th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from wr1_jax.sidecar.reconstruction import Reconstruction
 from wr1_jax.sidecar.scorers import Unscored
 
 MIN_TEXTURE = 0.01  # share of pixels that must differ from a neighbour, or there is nothing to track
-CLIPS_AT_ONCE = {"cpu": 1, "cuda": 16}  # one clip fills a CPU's cores, and then depends on no other to the last bit
+CLIPS_AT_ONCE = {"cpu": 1, "cuda": 32}  # one clip fills a CPU's cores, and then depends on no other to the last bit
 
 
 class PhotometricReconstructor:
@@ -42,11 +42,15 @@ class PhotometricReconstructor:
       paths: for each clip the camera-to-world path asked for, in scene depths, or None. It is one more start of the
         search; only the residual decides.
     """
+    return [one for batch in self.batches(videos, paths) for one in batch]
+
+  def batches(
+    self, videos: UInt8[np.ndarray, "N T H W 3"], paths: Sequence[Float[np.ndarray, "T 4 4"] | None]
+  ) -> Iterator[list[Reconstruction | Unscored]]:
+    """The same, in lists of those that were reconstructed together."""
     at_once = CLIPS_AT_ONCE.get(self._device.type, 1)
-    results = []
     for i in range(0, len(videos), at_once):
-      results += self._reconstruct(videos[i : i + at_once], paths[i : i + at_once])
-    return results
+      yield self._reconstruct(videos[i : i + at_once], paths[i : i + at_once])
 
   @torch.no_grad()
   def _reconstruct(self, videos, paths) -> list[Reconstruction | Unscored]:
@@ -60,27 +64,28 @@ class PhotometricReconstructor:
     k = torch.from_numpy(camera).to(self._device)
     found = search.recover(pyramid.brightness(images), k, _asked(paths, keep).to(self._device), self._config.iterations)
 
-    results = []
-    for i in range(len(videos)):
-      if reason := _hopeless(images[i]):
-        results.append(Unscored(reason))
-        continue
-      poses, log_inverse = _anchored(found.world_to_camera[i], found.log_inverse_depth[i], k)
-      if not (poses.isfinite().all() and log_inverse.isfinite().all()):
-        results.append(Unscored("the search for a camera path diverged"))
-        continue
-      gaussian_scene = scene.build(images[i], poses.float(), k, len(keep) // 2, log_inverse)
-      all_poses = geometry.interpolate_poses(poses.cpu().numpy(), keep, frames)
-      results.append(
-        Reconstruction(
-          frames=small[i].cpu().numpy(),
-          poses=all_poses.astype(np.float32),
-          intrinsics=np.tile(camera, (frames, 1, 1)),
-          depth_unit=1.0,
-          scene=gaussian_scene,
-        )
+    reasons = [_hopeless(clip) for clip in images]
+    poses, depths = found.world_to_camera, found.log_inverse_depth
+    anchored = [_anchored(*one, k) for one in zip(poses, depths)]
+    for i, (path, depth_map) in enumerate(anchored):
+      if not (path.isfinite().all() and depth_map.isfinite().all()):
+        reasons[i] = reasons[i] or "the search for a camera path diverged"
+        anchored[i] = torch.eye(4).to(path).expand_as(path), torch.zeros_like(depth_map)  # for the others' sake
+    poses, depths = (torch.stack(x) for x in zip(*anchored))
+    scenes = scene.build(images, poses.float(), k, len(keep) // 2, depths)
+    small, poses = small.cpu().numpy(), poses.cpu().numpy()
+    return [
+      Unscored(reason)
+      if reason
+      else Reconstruction(
+        frames=small[i],
+        poses=geometry.interpolate_poses(poses[i], keep, frames).astype(np.float32),
+        intrinsics=np.tile(camera, (frames, 1, 1)),
+        depth_unit=1.0,
+        scene=scenes[i : i + 1],
       )
-    return results
+      for i, reason in enumerate(reasons)
+    ]
 
 
 def shrink(video: UInt8[Tensor, "T H W 3"], size: tuple[int, int]) -> UInt8[Tensor, "T h w 3"]:

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from wr1_jax.config import ReconstructionConfig, RewardsConfig
 from wr1_jax.errors import UserError
 from wr1_jax.sidecar.photometric.reconstruct import PhotometricReconstructor
+from wr1_jax.sidecar.reconstruction import Reconstruction, views
 from wr1_jax.sidecar.scorers import Unscored, View
 
 
@@ -41,5 +42,8 @@ class PhotometricScorer:
   def __call__(
     self, videos: UInt8[np.ndarray, "N T H W 3"], paths: Sequence[Float[np.ndarray, "T 4 4"] | None]
   ) -> list[View | Unscored]:
-    found = self._reconstruct(videos, paths)
-    return [one if isinstance(one, Unscored) else one.view(self._config) for one in found]
+    results: list[View | Unscored] = []
+    for batch in self._reconstruct.batches(videos, paths):
+      seen = iter(views([one for one in batch if isinstance(one, Reconstruction)], self._config))
+      results += [one if isinstance(one, Unscored) else next(seen) for one in batch]
+    return results
