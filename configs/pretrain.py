@@ -8,8 +8,8 @@ Hardware: one H100 or H200. For a first look at speed and quality, at most two m
 
 To expect: DIR/wan-tiny, a complete diffusers folder of at most 16 MB; report.json and a table of what every program
 takes; in DIR/vae and DIR/flow checkpoints, metrics, and contact sheets of reconstructions and of guided samples. The
-shipped model took 8.6 minutes on an H200: the autoencoder 19 steps a second and 26.2 dB on held-out clips, the
-transformer 30 steps a second and a held-out loss of 0.506.
+shipped model took 16 minutes on an H200, two starts included: the autoencoder 39 steps a second and 30.3 dB on held-out
+clips, the transformer 31 steps a second and a held-out loss of 0.652.
 """
 
 import ml_collections
@@ -21,11 +21,15 @@ def get_config() -> ml_collections.ConfigDict:
   c = config.default()
 
   # Small crops and many steps: the time goes into the convolutions at full resolution.
-  c.vae.steps, c.vae.batch, c.vae.crop = 4500, 8, 64
+  c.vae.steps, c.vae.batch, c.vae.crop = 20000, 8, 64
   c.vae.full_size_share = 0.0
+  c.vae.mse_weight = 10.0
+  c.vae.fresh_every = 60
 
-  c.flow.steps, c.flow.batch = 5000, 128
+  c.flow.steps, c.flow.batch = 8000, 128
   c.flow.warmup_steps = 200
   c.flow.ema_decay = 0.999
   c.flow.bank_first = 8192
+
+  c.workers = 12
   return c

@@ -2,7 +2,7 @@
 
     bash launch/local.sh                       # = python -m wr1_jax.train --config=configs/tiny.py --workdir=runs/tiny
 
-Hardware: 2 CPU cores, 4 GiB of memory; about 5 minutes. The model is wan-tiny, which is shipped with the package and
+Hardware: 2 CPU cores, 4 GiB of memory; about 6 minutes. The model is wan-tiny, which is shipped with the package and
 makes 160x96 clips of 17 frames of a toy world: six iterations of the main phase and two of the dynamic one.
 
 To expect: metrics, videos and a picture of target against recovered path under runs/tiny, and at the end clips before

@@ -57,12 +57,12 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
   c = tiny.get_config()
 
   c.lora.rank, c.lora.alpha = 16, 32
-  c.rewards.device, c.rewards.replicas = "cuda", 4
+  c.rewards.device, c.rewards.replicas = "cuda", 2
   c.optimizer.learning_rate = 1e-3
   c.optimizer.ema_every = 1
 
   c.train.groups, c.train.group_size = 8, 8
-  c.train.groups_per_rollout = 8
+  c.train.groups_per_rollout = 4
   c.train.decode_batch, c.train.update_batch = 16, 64
   c.train.iterations = 60
   c.train.main_iterations, c.train.dynamic_iterations = 10, 2
