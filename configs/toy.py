@@ -1,4 +1,4 @@
-"""Toy: World-R1 in the toy world, on one GPU. It raises the 3D consistency of wan-tiny.
+"""Toy: World-R1 in the toy world, on one GPU, from wan-tiny.
 
     bash launch/local.sh --accelerator=cuda configs/toy.py --workdir=runs/toy
     .venv/bin/python -m wr1_jax.evaluate --config=configs/toy.py --run=runs/toy --prompts=world_heldout.txt \\
@@ -6,6 +6,9 @@
 
 The paper's ablations, and choices of the policy, are variants of it: `--config=configs/toy.py:no_noise_warp`. VARIANTS
 below names them.
+
+To expect: an iteration of 64 videos in 5 s. Runs of up to 77 iterations did not raise the reward by more than its
+standard error; the README has more about them.
 
 Hardware: one H200. The reconstructor runs on the same GPU; the trainer leaves it a quarter of the memory.
 """
@@ -57,12 +60,12 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
   c = tiny.get_config()
 
   c.lora.rank, c.lora.alpha = 16, 32
-  c.rewards.device, c.rewards.replicas = "cuda", 2
+  c.rewards.device = "cuda"
   c.optimizer.learning_rate = 1e-3
   c.optimizer.ema_every = 1
 
   c.train.groups, c.train.group_size = 8, 8
-  c.train.groups_per_rollout = 4
+  c.train.groups_per_rollout = 8
   c.train.decode_batch, c.train.update_batch = 16, 64
   c.train.iterations = 60
   c.train.main_iterations, c.train.dynamic_iterations = 10, 2

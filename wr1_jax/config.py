@@ -177,7 +177,7 @@ class RewardsConfig:
 
   python: str = ""  # interpreter of the sidecar; empty: this one
   device: str = "cpu"
-  replicas: Count = 1  # sidecars that share the device and every job; one alone leaves a GPU idle most of the time
+  replicas: Count = 1  # sidecars that share the device and every job: for many CPU cores; a GPU serves one at a time
   threads: Count = 1  # of a sidecar
   reconstructor: str = "photometric"
   meta: str = "offset_view_proxy"

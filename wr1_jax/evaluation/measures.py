@@ -14,7 +14,6 @@ from wr1_jax.config import Config
 from wr1_jax.evaluation import metrics, motion
 from wr1_jax.rewards import compose
 from wr1_jax.rewards.jobs import ClipResult, in_scene_depths
-from wr1_jax.rewards.lpips import LPIPS
 
 NO_TRANSLATION = "the path asked for does not translate, so there is no direction to compare"
 
@@ -64,11 +63,10 @@ class Measured:
 
 
 class Meter:
-  """Measures clips; holds the LPIPS network."""
+  """Measures clips; its composer holds the LPIPS network."""
 
   def __init__(self, config: Config):
     self._config = config
-    self._lpips = LPIPS(config.rewards.lpips_network)
     self._compose = compose.Composer(config.rewards, config.camera)
 
   def __call__(self, video: UInt8[np.ndarray, "T H W 3"], result: ClipResult, target: compose.Target) -> Measured:
@@ -83,7 +81,10 @@ class Meter:
     values = {measure.name: math.nan for measure in MEASURES}
     values |= {**reward.metrics(), "motion/lk_flow": motion.flow_percent(video)}
     reasons = dict(reward.reasons)
-    for names, found in ((_CONSISTENCY, self._consistency(result)), (_CAMERA, self._camera(result, target))):
+    for names, found in (
+      (_CONSISTENCY, self._consistency(result, reward.lpips)),
+      (_CAMERA, self._camera(result, target)),
+    ):
       if isinstance(found, str):
         reasons |= dict.fromkeys(names, found)
       else:
@@ -93,11 +94,10 @@ class Meter:
 
   # Each of these returns numbers, or the reason why there are none.
 
-  def _consistency(self, result: ClipResult) -> tuple[float, float, float] | str:
-    """Renders against the frames they belong to, at the processed size."""
+  def _consistency(self, result: ClipResult, distance: float) -> tuple[float, float, float] | str:
+    """Renders against the frames they belong to, at the processed size; `distance` is their LPIPS."""
     if result.frames is None or result.rendered is None:
       return result.reasons.get("reconstruction", "there is no reconstruction")
-    distance = float(self._lpips(result.frames, result.rendered).mean())
     pair = (result.frames, result.rendered)
     return metrics.psnr(*pair), metrics.ssim(*pair), distance
 

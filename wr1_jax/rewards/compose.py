@@ -42,6 +42,7 @@ class ClipReward:
   meta: float
   general: float
   reasons: Mapping[str, str]
+  lpips: float = math.nan  # between clip and rendered scene, mean over frames; what S_recon is made of
 
   @property
   def valid(self) -> bool:
@@ -129,7 +130,8 @@ class Composer:
       needed = sorted(f"reward/{name}" for name in weighted.keys() & missing.keys())
       reasons["total"] = f"without {', '.join(needed)} there is no sum"
     numbers = dict.fromkeys(left_out, math.nan) | scores
-    return ClipReward(total=total, **numbers, reasons={f"reward/{name}": reason for name, reason in reasons.items()})
+    reasons = {f"reward/{name}": reason for name, reason in reasons.items()}
+    return ClipReward(total=total, **numbers, reasons=reasons, lpips=distance)
 
   # Each of these returns a score, or the reason why there is none.
 
