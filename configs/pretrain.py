@@ -30,6 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.flow.warmup_steps = 200
   c.flow.ema_decay = 0.999
   c.flow.bank_first = 8192
+  # As in videos from the web, not all that it sees is one rigid world; this is what RL is to mend.
+  c.flow.unsound_share = 0.5
 
   c.workers = 12
   return c

@@ -208,7 +208,7 @@ def test_what_a_bank_holds_depends_on_the_step_alone(first):
 
 def _bank(stage):
   class Numbers:
-    def stream(self, start, size):
+    def stream(self, start, size, unsound_share):
       while True:
         yield Block((), np.arange(start, start + size), None)
         start += size

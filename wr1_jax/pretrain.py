@@ -5,12 +5,14 @@ transformer and text encoder together, by flow matching. DIR/wan-tiny is the fin
 
 The same command goes on from the last checkpoint in DIR. It ends early, and saves, on SIGTERM or SIGINT and where
 `--minutes=M` have passed; `--stages=vae` leaves the second stage for another time. DIR/wan-tiny/vae is the mark of a
-finished autoencoder: the first stage is then left out.
+finished autoencoder: the first stage is then left out. `--config.start=FOLDER` trains a finished model's transformer
+further.
 """
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from pathlib import Path
 from absl import flags
 
 from wr1_jax import cli, errors
+from wr1_jax.config import ModelConfig
+from wr1_jax.models import pipeline
 from wr1_jax.pretraining import config as config_lib
 from wr1_jax.pretraining.clips import Sampler
 from wr1_jax.pretraining.config import PretrainConfig
@@ -42,7 +46,11 @@ def pretrain(config: PretrainConfig, workdir: Path, patience: Patience, stages: 
   config_lib.check(config)
   with run_folder.opened(workdir, config), Sampler(config) as sampler:
     run_folder.describe(workdir, config, sidecar={})
-    run = Run(config, workdir, patience, sampler, Report(workdir / "report.json"))
+    start = pipeline.find_folder(ModelConfig(path=config.start)) if config.start else None
+    run = Run(config, workdir, patience, sampler, Report(workdir / "report.json"), start)
+    if start and not run.has_vae:
+      for part in ("tokenizer", "vae"):
+        shutil.copytree(start / part, run.out / part, dirs_exist_ok=True)
     if "vae" in stages and not run.has_vae:
       VAEStage(run).run()
     patience.check()

@@ -48,7 +48,7 @@ class Bank:
     count = min(config.bank_first, config.bank) + config.fresh * (step // config.fresh_every)
     if self._stream is None:
       self._count = max(0, count - config.bank)
-      self._stream = self._sampler.stream(self._count, config.fresh)
+      self._stream = self._sampler.stream(self._count, config.fresh, config.unsound_share)
       self._fill(count)
     while self._count < count:
       self._add()

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, UInt8
 from wr1_jax import world
 from wr1_jax.models import vae
 from wr1_jax.pretraining.config import PretrainConfig
+from wr1_jax.world import inconsistency
 
 _AHEAD = 3  # blocks a worker
 
@@ -54,24 +55,28 @@ class Sampler:
 
   def block(self, start: int, size: int) -> Block:
     """The clips `start .. start + size`, drawn here and now."""
-    return _draw(self._config, start, size)
+    return _draw(self._config, start, size, 0.0)
 
-  def stream(self, start: int, size: int) -> Iterator[Block]:
-    """Blocks of `size` clips from the clip `start` on, without end; a few are drawn ahead."""
+  def stream(self, start: int, size: int, unsound_share: float = 0.0) -> Iterator[Block]:
+    """Blocks of `size` clips from the clip `start` on, without end; a few are drawn ahead.
+
+    `unsound_share`: of the clips whose scenes no rigid world explains, see `inconsistency.some_unsound`.
+    """
     waiting = collections.deque()
     while True:
       while len(waiting) < self._ahead:
-        waiting.append(self._submit(start, size))
+        waiting.append(self._pool.submit(_draw, self._config, start, size, unsound_share))
         start += size
       yield waiting.popleft().result()
 
-  def _submit(self, start: int, size: int) -> concurrent.futures.Future[Block]:
-    return self._pool.submit(_draw, self._config, start, size)
 
-
-def _draw(config: PretrainConfig, start: int, size: int) -> Block:
-  clips = world.sample(config.seed, range(start, start + size), config.world, config.camera)
-  return Block(clips.captions, clips.poses, clips.scenes)
+def _draw(config: PretrainConfig, start: int, size: int, unsound_share: float) -> Block:
+  indices = range(start, start + size)
+  clips = world.sample(config.seed, indices, config.world, config.camera)
+  scenes = clips.scenes
+  if unsound_share:
+    scenes = inconsistency.some_unsound(scenes, config.seed, indices, unsound_share)
+  return Block(clips.captions, clips.poses, scenes)
 
 
 def _begin_worker() -> None:

@@ -63,6 +63,7 @@ class StageConfig:
   bank_first: Count
   fresh: Count
   fresh_every: Count
+  unsound_share: Share = 0.0  # of the clips in which things morph or textures swim, whatever the caption says
   beta1: Decay = 0.9
   beta2: Decay = 0.99
   weight_decay: NonNegative = 0.01  # of matrices and convolutions
@@ -133,6 +134,9 @@ class PretrainConfig:
   loop: LoopConfig = LoopConfig()
   world: WorldConfig = WorldConfig()
   camera: CameraConfig = CameraConfig()
+  # A model folder of the same sizes (a path, or "wan-tiny") to go on from: its autoencoder is kept, and its transformer
+  # and text encoder are trained further. Empty: from nothing.
+  start: str = ""
   seed: Annotated[int, Range(0, 2**31 - 1)] = 0
   dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of products and activations; weights and moments are float32
   workers: Natural = 8  # processes that draw scenes ahead of the device; 0: a thread of this one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from transformers import PreTrainedTokenizerBase
 
 from wr1_jax import randomness
-from wr1_jax.models import make_tiny, text, transformer, umt5
+from wr1_jax.models import make_tiny, text, transformer, umt5, weights
 from wr1_jax.models.attention import Attention
 from wr1_jax.pretraining.config import PretrainConfig
 from wr1_jax.pretraining.network import Network
@@ -46,10 +47,10 @@ class Flow:
     """`attention`: the kernel, as `models.attention` names it."""
     self._config = config.flow
     self._seed, dtype = config.seed, jnp.dtype(config.dtype)
-    self._sizes = config.text_encoder_sizes()
+    self._sizes, self._network_sizes = config.text_encoder_sizes(), config.transformer_sizes()
     self._build_transformer = functools.partial(
       transformer.WanTransformer,
-      config.transformer_sizes(),
+      self._network_sizes,
       lora=None,
       dtype=dtype,
       attention=Attention(attention),
@@ -61,6 +62,19 @@ class Flow:
     self._text = text.TextEncoder(tokenizer, module, length=config.flow.text_length)
     self.tokenize = self._text.tokenize
     self._empty = self.tokenize([""])  # what guidance steers away from
+
+  def load(self, folder: Path) -> Weights:
+    """The weights of a model folder, in float32.
+
+    Raises:
+      UserError: it lacks a part, or its sizes are not the config's.
+    """
+    float32 = lambda declared: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), declared)
+    network, encoder = float32(self.transformer.declared), float32(self.encoder.declared)
+    return Weights(
+      weights.load(folder / "transformer", network, transformer.tensor_table(self._network_sizes)),
+      weights.load(folder / "text_encoder", encoder, umt5.tensor_table()),
+    )
 
   def init(self) -> Weights:
     """New weights, float32; as Wan begins, with a velocity of zero and a clock that hardly modulates the layers."""

@@ -49,7 +49,7 @@ class FlowStage:
     self._captions = block.captions
     self._prompts = self._flow.tokenize(self._captions[:_SHOWN])
     self._validation_key = randomness.stream(run.config.seed, Draw.VALIDATION)
-    weights = self._flow.init()
+    weights = self._flow.load(run.start) if run.start else self._flow.init()
     self._compile(block, weights)
     self._state = self._begin(weights)
     self._held_out = self._make(block)

@@ -57,6 +57,7 @@ class Run:
   patience: Patience
   sampler: Sampler
   report: Report
+  start: Path | None = None  # the model folder to go on from
 
   @property
   def out(self) -> Path:

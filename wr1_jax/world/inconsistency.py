@@ -5,10 +5,14 @@ Each is the clip that the scene and the path would give, spoiled in one way:
   morphing  the objects grow, shrink and wander, and walls and hills breathe
   swimming  textures slide along the surfaces that carry them
   melting   what is seen runs down in streaks, one after the other
+
+Morphing and swimming are changes of the scene, which the renderer then shows; the other two are done to the pictures.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import jax
@@ -22,6 +26,7 @@ from wr1_jax.world.scene import Scene, Shape
 
 Kind = Literal["warped", "morphing", "swimming", "melting"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_UNSOUND = 2  # names the draws of `some_unsound`
 
 _LARGE = 0.45  # half size, in scene depths: hills, grounds and rooms are larger, objects smaller
 _SWELL, _BREATHE, _WANDER = 0.4, 0.07, 0.06  # of objects' sizes, of hills' and rooms', and of objects' places
@@ -41,10 +46,8 @@ def spoiled(
 ) -> UInt8[np.ndarray, "n T H W 3"]:
   """The clips of n scenes along camera-to-world `poses` (scene depths), spoiled by `kind`; one seed a clip."""
   generators = [np.random.default_rng([int(seed), KINDS.index(kind)]) for seed in seeds]
-  if kind in ("morphing", "swimming"):
-    edit = _morphing if kind == "morphing" else _swimming
-    parts = [edit(jax.tree.map(lambda x: x[i], scenes), rng) for i, rng in enumerate(generators)]
-    scenes = jax.tree.map(lambda *x: np.stack(x), *parts)
+  if kind in _EDITS:
+    scenes = _each(scenes, [functools.partial(_EDITS[kind], rng=rng) for rng in generators])
   videos = videos_of(scenes, poses, config, camera)
   match kind:
     case "warped":
@@ -55,12 +58,30 @@ def spoiled(
   return videos
 
 
+def some_unsound(scenes: Scene, seed: int, indices: Sequence[int], share: float) -> Scene:
+  """The scenes of the clips `indices` of the world of `seed`, about a `share` of which morph or swim.
+
+  Which ones do, and how, is a function of (seed, index).
+  """
+  edits = []
+  for index in indices:
+    rng = np.random.default_rng([seed, index, _UNSOUND])
+    kind = ("morphing", "swimming")[rng.integers(2)]
+    edits.append(functools.partial(_EDITS[kind], rng=rng) if rng.random() < share else lambda scene: scene)
+  return _each(scenes, edits)
+
+
 def videos_of(
   scenes: Scene, poses: Float[np.ndarray, "n T 4 4"], config: WorldConfig, camera: CameraConfig
 ) -> UInt8[np.ndarray, "n T H W 3"]:
   """The rigid clips, in 256 levels."""
   video = jax.device_get(render(scenes, poses, config, camera).video)
   return np.round((video + 1) * 127.5).astype(np.uint8)
+
+
+def _each(scenes: Scene, edits: Sequence[Callable[[Scene], Scene]]) -> Scene:
+  parts = [edit(jax.tree.map(lambda x: x[i], scenes)) for i, edit in enumerate(edits)]
+  return jax.tree.map(lambda *x: np.stack(x), *parts)
 
 
 def _morphing(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -86,6 +107,9 @@ def _swimming(scene: Scene, rng: np.random.Generator) -> Scene:
   direction = rng.normal(size=scene.solids.flow.shape)
   flow = _SWIM * direction / np.linalg.norm(direction, axis=-1, keepdims=True)
   return scene._replace(solids=scene.solids._replace(flow=flow.astype(np.float32)))
+
+
+_EDITS = {"morphing": _morphing, "swimming": _swimming}
 
 
 def _bent(image: UInt8[np.ndarray, "H W 3"], offset: Float[np.ndarray, "2 H W"]) -> UInt8[np.ndarray, "H W 3"]:
