@@ -165,7 +165,7 @@ def test_clips_in_one_batch_are_those_alone(monkeypatch):
   """As on a GPU, up to rounding; one of them has no reconstruction, and one a new surface in every frame."""
   videos = np.stack([clip("orbit left", 1, 5), np.zeros((5, *SIZE, 3), np.uint8), clip("pull out", 2, 5)])
   alone = [recovered(video) for video in videos]
-  monkeypatch.setitem(reconstruct.CLIPS_AT_ONCE, "cpu", 3)
+  monkeypatch.setitem(reconstruct.PIXELS_AT_ONCE, "cpu", 2**23)
   together = PhotometricReconstructor(CONFIG)(videos, [None] * 3)
   assert alone[1] == together[1]
   for one, other in ((alone[0], together[0]), (alone[2], together[2])):

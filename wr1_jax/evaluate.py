@@ -49,7 +49,8 @@ from wr1_jax.rewards.jobs import Job, in_scene_depths
 from wr1_jax.rewards.supervisor import Results
 from wr1_jax.training import preflight
 
-_CLIPS_A_SIDECAR = 8  # at once
+_CLIPS_A_SIDECAR = {"cpu": 8}  # at once
+_MOST_CLIPS_A_SIDECAR = 64  # on other devices, which work on many of them together
 _AHEAD = 2  # batches that are made before the first one's results are waited for
 _SHOWN = 4  # prompts whose videos are written
 
@@ -188,7 +189,7 @@ class _Evaluator:
 
 
 def _job_size(config: Config) -> int:
-  return _CLIPS_A_SIDECAR * config.rewards.replicas
+  return _CLIPS_A_SIDECAR.get(config.rewards.device, _MOST_CLIPS_A_SIDECAR) * config.rewards.replicas
 
 
 def _column(videos: Sequence[Measured] | None, name: str) -> np.ndarray | None:

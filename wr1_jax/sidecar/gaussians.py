@@ -25,8 +25,10 @@ SCREEN_BLUR = 0.3  # added to the variances on the screen, in squared pixels
 MAX_ALPHA = 0.999
 MIN_ALPHA = 1 / 255
 MIN_TRANSMITTANCE = 1e-4
-FRAMES_AT_ONCE = {"cpu": 1}  # frames that are drawn together; what a CPU works on should fit into its caches
-MOST_FRAMES_AT_ONCE = 128  # everywhere else, of all scenes; bounds the memory
+# Pixels of all scenes' frames that are drawn together, at least one frame: what a CPU works on should fit into its
+# caches, and elsewhere the memory is the bound.
+PIXELS_AT_ONCE = {"cpu": 1}
+MOST_PIXELS_AT_ONCE = 2**21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +150,9 @@ def _project(
   return centre, covariance, z
 
 
-def frames_at_once(scenes: int, frames: int, device: torch.device) -> list[slice]:
-  """Which frames of so many scenes to hand to `splat` together."""
-  most = FRAMES_AT_ONCE.get(device.type, MOST_FRAMES_AT_ONCE)
+def frames_at_once(scenes: int, frames: int, size: tuple[int, int], device: torch.device) -> list[slice]:
+  """Which frames of so many scenes to hand to `splat` together, for images of `size` (h, w)."""
+  most = max(1, PIXELS_AT_ONCE.get(device.type, MOST_PIXELS_AT_ONCE) // math.prod(size))
   step = math.ceil(frames / math.ceil(scenes * frames / most))
   return [slice(start, start + step) for start in range(0, frames, step)]
 
@@ -250,7 +252,7 @@ def render(
 ) -> tuple[Float[Tensor, "n T h w 3"], Float[Tensor, "n T h w"]]:
   """Images in [0, 1] over black, and their alpha, from camera-to-world poses and intrinsics in pixels of `size`."""
   images, alphas = [], []
-  for part in frames_at_once(*poses.shape[:2], poses.device):
+  for part in frames_at_once(*poses.shape[:2], size, poses.device):
     fragments = splat(scenes, poses[:, part], cameras[:, part], size)
     images.append(fragments.blend(scenes.colours).clamp(0, 1))
     alphas.append(fragments.alpha())

@@ -7,7 +7,9 @@ smeared texture and billboards in the one; blur, noise, bad exposure and flatnes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -29,20 +31,21 @@ class OffsetViewProxy:
   """S_meta of the default config: a proxy for the judge, see `offset_view_proxy`."""
 
   def __init__(self, config: RewardsConfig):
-    self._config = config.reconstruction
+    self._threads = ThreadPoolExecutor(config.threads)
+    self._judge = functools.partial(offset_view_proxy, config=config.reconstruction)
 
   def __call__(self, views: Sequence[View], prompts: Sequence[str]) -> list[float]:
-    return [offset_view_proxy(view, self._config) for view in views]
+    return list(self._threads.map(self._judge, views))
 
 
 class FrameQualityProxy:
   """R_gen of the default config: a proxy for the judge, see `frame_quality_proxy`."""
 
   def __init__(self, config: RewardsConfig):
-    pass
+    self._threads = ThreadPoolExecutor(config.threads)
 
   def __call__(self, frames: UInt8[np.ndarray, "N K H W 3"], prompts: Sequence[str]) -> list[float]:
-    return [frame_quality_proxy(clip) for clip in frames]
+    return list(self._threads.map(frame_quality_proxy, frames))
 
 
 def offset_view_proxy(view: View, config: ReconstructionConfig) -> float:

@@ -7,6 +7,7 @@ reproduced badly, and that is what the reward measures. Scale cannot be seen: th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,7 +23,8 @@ from wr1_jax.sidecar.reconstruction import Reconstruction
 from wr1_jax.sidecar.scorers import Unscored
 
 MIN_TEXTURE = 0.01  # share of pixels that must differ from a neighbour, or there is nothing to track
-CLIPS_AT_ONCE = {"cpu": 1, "cuda": 32}  # one clip fills a CPU's cores, and then depends on no other to the last bit
+PIXELS_AT_ONCE = {"cuda": 2**23}  # of all frames in use: fewer leave a GPU waiting for the next operation to start
+LEAST_PIXELS = 2**13  # that a frame counts as: the search takes its points from small frames too
 
 
 class PhotometricReconstructor:
@@ -48,9 +50,14 @@ class PhotometricReconstructor:
     self, videos: UInt8[np.ndarray, "N T H W 3"], paths: Sequence[Float[np.ndarray, "T 4 4"] | None]
   ) -> Iterator[list[Reconstruction | Unscored]]:
     """The same, in lists of those that were reconstructed together."""
-    at_once = CLIPS_AT_ONCE.get(self._device.type, 1)
+    at_once = self._at_once(*videos.shape[1:4])
     for i in range(0, len(videos), at_once):
       yield self._reconstruct(videos[i : i + at_once], paths[i : i + at_once])
+
+  def _at_once(self, frames: int, height: int, width: int) -> int:
+    """How many clips to work on together: one where it fills a CPU's cores, which then depends on no other."""
+    pixels = max(LEAST_PIXELS, math.prod(geometry.processed_size(height, width, self._config)))
+    return max(1, PIXELS_AT_ONCE.get(self._device.type, 0) // (min(frames, self._config.max_frames) * pixels))
 
   @torch.no_grad()
   def _reconstruct(self, videos, paths) -> list[Reconstruction | Unscored]:

@@ -105,7 +105,7 @@ def fit_colours(
   picks = torch.linspace(0, frames - 1, min(COLOUR_FRAMES, frames)).round().long().unique().to(images.device)
   wanted, poses = images[:, picks].permute(0, 1, 3, 4, 2), poses[:, picks]
   cameras = camera.expand(count, len(picks), 3, 3)
-  parts = frames_at_once(count, len(picks), images.device)
+  parts = frames_at_once(count, len(picks), images.shape[-2:], images.device)
   fragments = [splat(scenes, poses[:, part], cameras[:, part], images.shape[-2:]) for part in parts]
   ones = torch.ones_like(wanted[..., :1])
   seen = sum(fragment.gather(ones[:, part]) for fragment, part in zip(fragments, parts)).clamp_min(1e-2)
