@@ -126,7 +126,8 @@ def _sharpness(luma: Float[np.ndarray, "h w"]) -> float:
 
 
 def _luma(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
-  return image @ np.array(geometry.LUMA) / 255
+  # Not a matrix product: its library would start threads of its own in each of the judges' threads.
+  return sum(weight * image[..., channel] for channel, weight in enumerate(geometry.LUMA)) / 255
 
 
 def _sticks_out(luma: Float[np.ndarray, "h w"]) -> np.ndarray:

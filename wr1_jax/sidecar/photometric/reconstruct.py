@@ -23,7 +23,7 @@ from wr1_jax.sidecar.reconstruction import Reconstruction
 from wr1_jax.sidecar.scorers import Unscored
 
 MIN_TEXTURE = 0.01  # share of pixels that must differ from a neighbour, or there is nothing to track
-PIXELS_AT_ONCE = {"cuda": 2**23}  # of all frames in use: fewer leave a GPU waiting for the next operation to start
+PIXELS_AT_ONCE = {"cuda": 10**7}  # of all frames in use: fewer leave a GPU waiting for the next operation to start
 LEAST_PIXELS = 2**13  # that a frame counts as: the search takes its points from small frames too
 
 
@@ -50,14 +50,15 @@ class PhotometricReconstructor:
     self, videos: UInt8[np.ndarray, "N T H W 3"], paths: Sequence[Float[np.ndarray, "T 4 4"] | None]
   ) -> Iterator[list[Reconstruction | Unscored]]:
     """The same, in lists of those that were reconstructed together."""
-    at_once = self._at_once(*videos.shape[1:4])
+    at_once = self._at_once(*videos.shape)
     for i in range(0, len(videos), at_once):
       yield self._reconstruct(videos[i : i + at_once], paths[i : i + at_once])
 
-  def _at_once(self, frames: int, height: int, width: int) -> int:
+  def _at_once(self, clips: int, frames: int, height: int, width: int, *_) -> int:
     """How many clips to work on together: one where it fills a CPU's cores, which then depends on no other."""
     pixels = max(LEAST_PIXELS, math.prod(geometry.processed_size(height, width, self._config)))
-    return max(1, PIXELS_AT_ONCE.get(self._device.type, 0) // (min(frames, self._config.max_frames) * pixels))
+    most = max(1, PIXELS_AT_ONCE.get(self._device.type, 0) // (min(frames, self._config.max_frames) * pixels))
+    return math.ceil(clips / math.ceil(clips / most)) if clips else 1
 
   @torch.no_grad()
   def _reconstruct(self, videos, paths) -> list[Reconstruction | Unscored]:
