@@ -27,12 +27,9 @@ def _no_r_gen(c: ml_collections.ConfigDict) -> None:
   c.train.dynamic_iterations = 0  # there would be nothing to train on
 
 
-def _window(width: int):
-  def change(c: ml_collections.ConfigDict) -> None:
-    c.sampling.window = width
-    c.sampling.window_start_max = min(c.sampling.window_start_max, c.sampling.steps - width)
-
-  return change
+def _window_all(c: ml_collections.ConfigDict) -> None:
+  c.sampling.window = c.sampling.steps - 1  # the last step of "cps" has no noise
+  c.sampling.window_start_max = 0
 
 
 VARIANTS = {
@@ -46,8 +43,8 @@ VARIANTS = {
   "no_r_gen": _no_r_gen,
   "no_r_3d": _no_r3d,
   # Choices of the policy.
-  "window_2": _window(2),
-  "window_all": _window(9),  # the last step of "cps" has no noise
+  "window_2": lambda c: c.sampling.update(window=2),
+  "window_all": _window_all,
   "linear_noise": lambda c: c.sampling.update(noise="linear"),
   "sqrt_noise": lambda c: c.sampling.update(noise="sqrt"),
   "no_step_weights": lambda c: c.objective.update(step_weights=False),

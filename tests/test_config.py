@@ -10,6 +10,7 @@ from configs import toy
 from wr1_jax import cli
 from wr1_jax import config as config_lib
 from wr1_jax.errors import UserError
+from wr1_jax.sampling import window
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -34,10 +35,9 @@ def test_config_files_resolve(name, steps, groups, strength):
 def test_variants_of_the_toy_change_what_their_names_say():
   full = config_lib.to_dict(_parse(f"--config={_CONFIGS / 'toy.py'}"))
   for variant in toy.VARIANTS:
-    changed = config_lib.to_dict(_parse(f"--config={_CONFIGS / 'toy.py'}:{variant}"))
-    assert (changed == full) == (variant == "full"), variant
-    last = changed["sampling"]["window_start_max"] + changed["sampling"]["window"]
-    assert last <= changed["sampling"]["steps"], variant
+    config = _parse(f"--config={_CONFIGS / 'toy.py'}:{variant}")
+    assert (config_lib.to_dict(config) == full) == (variant == "full"), variant
+    window.check(config.sampling)
   with pytest.raises(UserError, match="^--config=.*:none could not be read: ValueError: there is no variant 'none'"):
     _parse(f"--config={_CONFIGS / 'toy.py'}:none")
 
