@@ -121,6 +121,16 @@ class Meta:
     return [float(view.offset_view.mean()) / 255 for view in views]
 
 
+class Redness:
+  """How much more red than blue there is: what every policy can learn."""
+
+  def __init__(self, config):
+    del config
+
+  def __call__(self, frames, prompts):
+    return [float(clip[..., 0].mean() - clip[..., 2].mean()) / 255 for clip in frames]
+
+
 def broken(config):
   """A factory that fails."""
   raise OSError("the weights are not there")
