@@ -300,11 +300,9 @@ def test_pictures_get_the_size_that_the_release_gives_them(size, expected):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-  "judge, section, kind", [("qwen3_vl", Qwen3VLConfig, "meta"), ("hpsv3", HPSv3Config, "general")]
-)
-def test_a_missing_folder_is_a_user_error_with_the_command_that_fills_it(config, tmp_path, judge, section, kind):
-  absent, published = str(tmp_path / "absent"), section()
+@pytest.mark.parametrize("kind, judge", [("meta", "qwen3_vl"), ("general", "hpsv3")])
+def test_a_missing_folder_is_a_user_error_with_the_command_that_fills_it(config, tmp_path, kind, judge):
+  absent, published = str(tmp_path / "absent"), getattr(RewardsConfig(), judge)
   changed = dataclasses.replace(config, **{judge: dataclasses.replace(getattr(config, judge), path=absent)})
   files = " HPSv3.safetensors" if judge == "hpsv3" else ""
   command = f"hf download {published.path}{files} --revision {published.revision} --local-dir {absent}"

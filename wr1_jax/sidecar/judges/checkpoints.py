@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import shlex
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class Source:
     """The shell command that brings the files into a folder."""
     name, revision = (self.path, self.revision) if self._on_hub else self.published
     folder = f"weights/{name.partition('/')[2]}" if self._on_hub else self.path
-    return " ".join(["hf download", name, *self.files, "--revision", revision, "--local-dir", folder])
+    return shlex.join(["hf download", name, *self.files, "--revision", revision, "--local-dir", folder])
 
   def folder(self) -> Path:
     """The folder with the files, downloaded to the hub's cache if need be.
@@ -61,8 +62,9 @@ class Source:
       )
     except Exception as error:  # no network, no such model, no such commit, no room: the remedy is the same
       raise UserError(
-        f"config.{self.option} is '{self.path}', which could not be downloaded ({type(error).__name__}: {error}). Where "
-        f"there is a network, run: {self.command}   Then set config.{self.option} to that folder."
+        f"config.{self.option} is '{self.path}', which is no folder here, and as a model of the hub it could not be "
+        f"downloaded ({type(error).__name__}: {error}). Where there is a network, run: {self.command}   Then set "
+        f"config.{self.option} to that folder."
       ) from error
 
   @contextlib.contextmanager
