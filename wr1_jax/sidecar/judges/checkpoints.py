@@ -36,7 +36,7 @@ class Source:
     """The shell command that brings the files into a folder."""
     name, revision = (self.path, self.revision) if self._on_hub else self.published
     folder = f"weights/{name.partition('/')[2]}" if self._on_hub else self.path
-    return shlex.join(["hf download", name, *self.files, "--revision", revision, "--local-dir", folder])
+    return shlex.join(["hf", "download", name, *self.files, "--revision", revision, "--local-dir", folder])
 
   def folder(self) -> Path:
     """The folder with the files, downloaded to the hub's cache if need be.
