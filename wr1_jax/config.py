@@ -172,6 +172,30 @@ class ReconstructionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Qwen3VLConfig:
+  """The judge `qwen3_vl` of S_meta. Download the model first: its time counts as the sidecar's `start_seconds`."""
+
+  path: str = "Qwen/Qwen3-VL-8B-Instruct"  # folder, or hub id; the 4B model is Qwen/Qwen3-VL-4B-Instruct
+  revision: str = "0c351dd01ed87e9c1b53cbc748cba10e6187ff3b"  # commit, if `path` is a hub id
+  dtype: Literal["bfloat16", "float32"] = "bfloat16"
+  batch: Count = 8  # views judged at once, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class HPSv3Config:
+  """The judge `hpsv3` of R_gen: the mean score of the frames times `scale`, clipped to [-`clip`, `clip`]."""
+
+  path: str = "MizzenAI/HPSv3"  # folder with HPSv3.safetensors, or hub id
+  revision: str = "4f81e3e09edd82fe3c5f636444c721b592a735ca"  # commit, if `path` is a hub id
+  base_path: str = "Qwen/Qwen2-VL-7B-Instruct"  # sizes, tokenizer and image processor: only the small files are read
+  base_revision: str = "eed13092ef92e448dd6875b2a00151bd3f7db0ac"
+  dtype: Literal["bfloat16", "float32"] = "bfloat16"  # the head is float32
+  batch: Count = 8  # frames judged at once, at most
+  scale: Positive = 0.1  # scores run from about -0.2 to 10.5
+  clip: Positive = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardsConfig:
   """What a clip is worth, and the process that finds out."""
 
@@ -180,9 +204,11 @@ class RewardsConfig:
   replicas: Count = 1  # sidecars that share the device and every job: for many CPU cores; a GPU serves one at a time
   threads: Count = 1  # of a sidecar
   reconstructor: str = "photometric"
-  meta: str = "offset_view_proxy"
-  general: str = "frame_quality_proxy"
+  meta: str = "offset_view_proxy"  # or qwen3_vl
+  general: str = "frame_quality_proxy"  # or hpsv3
   reconstruction: ReconstructionConfig = ReconstructionConfig()
+  qwen3_vl: Qwen3VLConfig = Qwen3VLConfig()
+  hpsv3: HPSv3Config = HPSv3Config()
   # R is the sum of S_meta, S_recon, S_traj and R_gen times their weights; general_weight is lambda_gen. A term of
   # weight 0 is logged, and its absence makes no reward invalid.
   meta_weight: NonNegative = 1.0

@@ -134,7 +134,8 @@ class Supervisor:
       raise UserError(
         f"the reward sidecar did not start: {error}. Its interpreter "
         f"({self._config.python or 'that of the trainer'}) needs what the chosen scorers import: for those of this "
-        f"package, torch, numpy, scipy, jaxtyping and ml-collections."
+        f"package, torch, numpy, scipy, jaxtyping and ml-collections, and for its learned judges "
+        f"transformers, safetensors, pillow and huggingface-hub."
       ) from error
 
   def _step(self) -> None:

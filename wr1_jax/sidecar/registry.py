@@ -19,8 +19,14 @@ Kind = Literal["reconstructor", "meta", "general"]
 
 SCORERS: dict[Kind, dict[str, str]] = {
   "reconstructor": {"photometric": "wr1_jax.sidecar.photometric.scorer:make"},
-  "meta": {"offset_view_proxy": "wr1_jax.sidecar.proxies:OffsetViewProxy"},
-  "general": {"frame_quality_proxy": "wr1_jax.sidecar.proxies:FrameQualityProxy"},
+  "meta": {
+    "offset_view_proxy": "wr1_jax.sidecar.proxies:OffsetViewProxy",
+    "qwen3_vl": "wr1_jax.sidecar.judges.qwen3_vl:Qwen3VLJudge",
+  },
+  "general": {
+    "frame_quality_proxy": "wr1_jax.sidecar.proxies:FrameQualityProxy",
+    "hpsv3": "wr1_jax.sidecar.judges.hpsv3:HPSv3Judge",
+  },
 }
 
 
