@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -194,7 +195,7 @@ def evaluated(config, mesh, run, prompts, tmp_path_factory) -> Path:
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("PYTHONPATH", str(TESTS))
     patch.setattr(frechet, "FEWEST", 3)
-    evaluate.evaluate(config, mesh, evaluate.Options(prompts, out, run=run, real=real))
+    evaluate.evaluate(config, mesh, evaluate.Options(prompts, out, runs=[run], real=real))
   return out
 
 
@@ -233,7 +234,7 @@ def test_rows_follow_from_the_videos(evaluated):
 
 def test_new_adapters_change_nothing_and_numbers_repeat(config, mesh, run, prompts, evaluated, tmp_path):
   """Base and tuned are then the same videos, and the base model's numbers are those of the evaluation before."""
-  evaluate.evaluate(config, mesh, evaluate.Options(prompts, tmp_path, run=run, step=1))
+  evaluate.evaluate(config, mesh, evaluate.Options(prompts, tmp_path, runs=[run], step=1))
   now, before = read_json(tmp_path), read_json(evaluated)
   for here, there in zip(now["videos"], before["videos"]):
     assert here["base"] == here["tuned"] == there["base"]
@@ -242,11 +243,26 @@ def test_new_adapters_change_nothing_and_numbers_repeat(config, mesh, run, promp
   assert "--real" in now["left_out"]["frechet/vae"]
 
 
+def test_runs_side_by_side(config, mesh, run, prompts, evaluated, tmp_path):
+  """The base model is measured once, and every run has the numbers that it has alone."""
+  other = shutil.copytree(run, tmp_path / "other")
+  out = tmp_path / "out"
+  evaluate.evaluate(config, mesh, evaluate.Options(prompts, out, runs=[run, other]))
+  assert {path.name for path in out.iterdir()} == {run.name, "other", "runs.md"}
+  alone = read_json(evaluated)["videos"]
+  for name in (run.name, "other"):
+    assert read_json(out / name)["videos"] == alone
+    assert read_mp4(out / name / "videos" / "002.mp4").shape == (5, 64, 128, 3)
+  table = (out / "runs.md").read_text().splitlines()
+  assert [row.split(" | ")[0] for row in table[4:]] == ["| run", "| ---", "| base", f"| {run.name}", "| other"]
+  assert table[-1].partition(" | ")[2] == table[-2].partition(" | ")[2]
+
+
 def test_the_base_model_alone_and_rewards_that_fail(config, mesh, prompts, evaluated, tmp_path):
   """A judge that fails on every clip: its rewards are counted as missing, and never replaced."""
   rewards = dataclasses.replace(config.rewards, general="fake_scorers:General")  # obeys prompts, which do not command
   options = evaluate.Options(prompts, tmp_path, steps=3)
-  found = evaluate.evaluate(dataclasses.replace(config, rewards=rewards), mesh, options)
+  found = evaluate.evaluate(dataclasses.replace(config, rewards=rewards), mesh, options)["base"]
   content = read_json(tmp_path)
   assert found.tuned is None and "run" not in content
   assert all(video.keys() == {"prompt", "base"} for video in content["videos"])
@@ -273,10 +289,11 @@ def test_wrong_input_is_said_before_any_work(config, mesh, run, prompts, tmp_pat
   complain("no such file", prompts=str(tmp_path / "nowhere.txt"))
   (tmp_path / "empty.txt").write_text("\n")
   complain("is empty", prompts=str(tmp_path / "empty.txt"))
-  complain("--run=.*is no run's folder", run=tmp_path)
-  complain(r"has no checkpoint 7; it has 1, 2\.", run=run, step=7)
+  complain("--run=.*is no run's folder", runs=[tmp_path])
+  complain(r"has no checkpoint 7; it has 1, 2\.", runs=[run], step=7)
   other = dataclasses.replace(config, lora=LoRAConfig(rank=8, alpha=16))
-  complain("rank 4.*--config.lora.rank=4", run=run, config=other)
+  complain("rank 4.*--config.lora.rank=4", runs=[run], config=other)
+  complain("folder name of its own", runs=[run, run])
   complain("--real=.*no such folder", real=tmp_path / "nowhere")
   complain("--out=.*could not be written", out=tmp_path / "empty.txt")
   assert not (tmp_path / "out").exists()

@@ -125,6 +125,25 @@ def test_stopped_and_killed_runs_go_on_exactly(finished, tmp_path):
     assert (tmp_path / file).read_bytes() == (finished / file).read_bytes(), file
 
 
+def test_a_finished_model_is_trained_further(finished, tmp_path):
+  config = dataclasses.replace(_micro(), start=str(finished / "wan-tiny"))
+  pretrain.pretrain(config, tmp_path, _Patience())
+  for part in ("vae", "tokenizer"):
+    for file in (finished / "wan-tiny" / part).iterdir():
+      assert (tmp_path / "wan-tiny" / part / file.name).read_bytes() == file.read_bytes()
+  assert not (tmp_path / "vae").exists()
+  before, after = (_records(run, "flow") for run in (finished, tmp_path))
+  assert after[0]["loss"] < 0.9 * before[0]["loss"]
+  assert after[-1]["held_out_loss"] < before[-1]["held_out_loss"]
+
+
+def test_only_a_model_of_the_same_sizes_is_trained_further(finished, tmp_path):
+  other = dataclasses.replace(_micro().transformer, ffn_dim=56)
+  config = dataclasses.replace(_micro(), start=str(finished / "wan-tiny"), transformer=other)
+  with pytest.raises(UserError, match="ffn"):
+    pretrain.pretrain(config, tmp_path, _Patience())
+
+
 def test_the_folder_is_a_model(finished):
   """What this package loads is what was trained, and diffusers sees the same."""
   folder = finished / "wan-tiny"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -74,6 +75,24 @@ def test_spoiled_clips_differ_from_rigid_ones_and_start_like_them(kind):
   if kind != "warped":
     assert change[0] < 0.5
   np.testing.assert_array_equal(spoiled, inconsistency.spoiled(kind, *arguments, seeds=np.arange(2)))
+
+
+def test_a_share_of_the_world_is_not_rigid():
+  """Which clips, and how, is a matter of their numbers alone."""
+  clips = sample(0, range(40), WorldConfig(40, 64, 5), CameraConfig(), dynamic=False)
+
+  def changed(share: float, chosen: slice = slice(0, 40)) -> tuple[np.ndarray, np.ndarray]:
+    scenes = jax.tree.map(lambda x: x[chosen], clips.scenes)
+    spoiled = inconsistency.some_unsound(scenes, 0, range(40)[chosen], share)
+    differ = lambda name: (getattr(spoiled.solids, name) != getattr(scenes.solids, name)).any((1, 2))
+    return differ("pulse") | differ("swing"), differ("flow")
+
+  assert not np.any(changed(0.0))
+  morphing, swimming = changed(1.0)
+  assert (morphing ^ swimming).all() and 8 < morphing.sum() < 32
+  half = np.any(changed(0.5), axis=0)
+  assert 8 < half.sum() < 32
+  np.testing.assert_array_equal(np.any(changed(0.5, slice(20, 40)), axis=0), half[20:])
 
 
 def test_a_perfect_judge_meets_all_targets():

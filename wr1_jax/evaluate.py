@@ -10,8 +10,10 @@ the same start noise, deterministically; the sidecar reconstructs both. Into DIR
     videos/           the first prompts' videos, base on the left and tuned on the right
     videos.png        frames of them
 
-Without --run only the base model is measured. --real=FOLDER of real clips (mp4, or .npy with uint8 [T, H, W, 3]) adds
-the Frechet distance to them. The measures are explained in `evaluation.measures` and the modules it calls.
+Without --run only the base model is measured. With --run=A,B,... it is measured once for all of them: each has a folder
+of its own, DIR/A and so on, and DIR/runs.md compares them. All videos are made as --config says, whatever the runs' own
+configs say of sampling. --real=FOLDER of real clips (mp4, or .npy with uint8 [T, H, W, 3]) adds the Frechet distance to
+them. The measures are explained in `evaluation.measures` and the modules it calls.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ from wr1_jax.training import preflight
 
 _CLIPS_A_SIDECAR = {"cpu": 8}  # at once
 _MOST_CLIPS_A_SIDECAR = 64  # on other devices, which work on many of them together
+BASE = "base"  # the name of the model without adapters
 _AHEAD = 2  # batches that are made before the first one's results are waited for
 _SHOWN = 4  # prompts whose videos are written
 
@@ -61,8 +64,8 @@ class Options:
 
   prompts: str  # a path, or the name of a file that is shipped with the package
   out: Path
-  run: Path | None = None  # None: the base model alone
-  step: int | None = None  # iterations of the run's checkpoint; None: the newest
+  runs: Sequence[Path] = ()  # none: the base model alone
+  step: int | None = None  # iterations of the runs' checkpoints; None: the newest
   ema: bool = False  # the running average of the adapters
   steps: int | None = None  # of the sampler; None: config.sampling.steps
   solver: samples.Solver = "euler"
@@ -70,8 +73,11 @@ class Options:
   real: Path | None = None  # folder of real clips
 
 
-def evaluate(config: Config, mesh: Mesh, options: Options) -> Evaluation:
+def evaluate(config: Config, mesh: Mesh, options: Options) -> dict[str, Evaluation]:
   """Measures, and writes what the top of this file lists to `options.out`.
+
+  Returns:
+    What was found of each run, by the name of its folder; without runs of `BASE`.
 
   Raises:
     UserError: something in the input, the run's folder or the machine does not allow it.
@@ -79,13 +85,10 @@ def evaluate(config: Config, mesh: Mesh, options: Options) -> Evaluation:
   preflight.check(config, mesh)
   prompts = prompt_files.load(options.prompts).texts
   real_files = None if options.real is None else latent_features.find_real(options.real)
-  trained = None
-  if options.run is not None:
-    trained = adapters.read(options.run, step=options.step, ema=options.ema)
-    trained.check(config.lora)
-    if trained.base_model != config.model.path:
-      tqdm.write(f"note: the run was made with config.model.path = {trained.base_model}, not {config.model.path}")
-  _make_folder(options.out)
+  trained = _read_runs(config, options)
+  folders = {name: options.out / name if len(trained) > 1 else options.out for name in trained or [BASE]}
+  for folder in folders.values():
+    _writing(lambda: folder.mkdir(parents=True, exist_ok=True), options.out)
   if options.steps is not None:
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, steps=options.steps))
   batch = options.batch or config.train.groups_per_rollout * config.train.group_size
@@ -94,25 +97,71 @@ def evaluate(config: Config, mesh: Mesh, options: Options) -> Evaluation:
     video = config.video
     rewards.check_room(min(batch, _job_size(config)), video.frames, video.height, video.width)
     model = pipeline.load(config, mesh, randomness.stream(config.train.seed, Purpose.INIT))
-    models = {"base": None} | ({} if trained is None else {"tuned": trained.placed(model.lora)})
+    models = {BASE: None} | {name: run.placed(model.lora) for name, run in trained.items()}
     sampler = samples.Sampler(config, model, mesh, batch=batch, solver=options.solver)
     extractor = None if real_files is None else latent_features.Extractor(config, model, mesh)
-    measured, features = _Evaluator(config, models, sampler, extractor, rewards, options.out).measure(prompts)
+    found = _Evaluator(config, models, sampler, extractor, rewards).measure(prompts)
 
-  rows = {
-    measure.name: paired.compare(*(_column(measured.get(name), measure.name) for name in ("base", "tuned")))
-    for measure in MEASURES
-  }
-  frechet_row = _frechet(config, extractor, features, real_files)
+  real = None if extractor is None else _real_features(config, extractor, real_files)
+  evaluations = {}
+  for name, folder in folders.items():
+    tuned = found.get(name) if name in trained else None
+    setup = _setup(config, options, name, trained.get(name), batch)
+    evaluations[name] = _compared(config, setup, prompts, found[BASE], tuned, real)
+    _writing(lambda: _write(evaluations[name], found[BASE], tuned, config.video.fps, folder), options.out)
+  if len(trained) > 1:
+    _writing(lambda: report.write_runs(evaluations, options.out), options.out)
+  return evaluations
+
+
+def _read_runs(config: Config, options: Options) -> dict[str, Adapters]:
+  """The adapters of every run, by the names of the runs' folders."""
+  trained = {}
+  for run in options.runs:
+    name = run.resolve().name
+    if name in trained or name == BASE:
+      raise UserError(f"--run={run}: every run needs a folder name of its own, other than '{BASE}'.")
+    trained[name] = adapters.read(run, step=options.step, ema=options.ema)
+    trained[name].check(config.lora)
+    if trained[name].base_model != config.model.path:
+      tqdm.write(f"note: {run} was made with config.model.path = {trained[name].base_model}, not {config.model.path}")
+  return trained
+
+
+def _compared(
+  config: Config,
+  setup: dict[str, Any],
+  prompts: Sequence[str],
+  base: _Found,
+  tuned: _Found | None,
+  real: Float32[np.ndarray, "N F"] | str | None,
+) -> Evaluation:
+  """One model against the base model, or the latter alone."""
+  column = lambda found, name: None if found is None else np.array([video.values[name] for video in found.measured])
+  rows = {m.name: paired.compare(column(base, m.name), column(tuned, m.name)) for m in MEASURES}
+  frechet_row = _frechet(config, base, tuned, real)
   left_out = dict(LEFT_OUT)
   if isinstance(frechet_row, str):
     left_out[FRECHET.name] = frechet_row
   else:
     rows[FRECHET.name] = frechet_row
-  setup = _setup(config, options, trained, batch)
-  evaluation = Evaluation(setup, prompts, measured["base"], measured.get("tuned"), rows, left_out)
-  _writing(lambda: report.write(evaluation, options.out), options.out)
-  return evaluation
+  return Evaluation(setup, prompts, base.measured, None if tuned is None else tuned.measured, rows, left_out)
+
+
+def _write(evaluation: Evaluation, base: _Found, tuned: _Found | None, fps: int, folder: Path) -> None:
+  report.write(evaluation, folder)
+  for place, left in enumerate(base.shown):
+    report.write_video(folder, place, left, None if tuned is None else tuned.shown[place], fps)
+  report.write_picture(folder, evaluation.prompts[: len(base.shown)], base.shown, tuned and tuned.shown)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Found:
+  """What is known of one model's videos."""
+
+  measured: list[Measured] = dataclasses.field(default_factory=list)  # one a prompt
+  features: list[Float32[np.ndarray, "N F"]] = dataclasses.field(default_factory=list)  # of latents; batch by batch
+  shown: list[UInt8[np.ndarray, "T H W 3"]] = dataclasses.field(default_factory=list)  # the first videos
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,17 +184,14 @@ class _Evaluator:
     sampler: samples.Sampler,
     extractor: latent_features.Extractor | None,
     rewards: RewardClient,
-    out: Path,
   ):
     self._config, self._models, self._sampler, self._extractor = config, models, sampler, extractor
-    self._rewards, self._out = rewards, out
+    self._rewards = rewards
     self._meter = Meter(config)
-    self._measured: dict[str, list[Measured]] = {name: [] for name in models}
-    self._features: dict[str, list[Float32[np.ndarray, "N F"]]] = {name: [] for name in models}
-    self._shown: dict[str, list[UInt8[np.ndarray, "T H W 3"]]] = {name: [] for name in models}
+    self._found = {name: _Found() for name in models}
 
-  def measure(self, prompts: Sequence[str]) -> tuple[dict[str, list[Measured]], dict[str, np.ndarray]]:
-    """For each model, what was measured of each prompt's video, and their latent features (where there are any)."""
+  def measure(self, prompts: Sequence[str]) -> dict[str, _Found]:
+    """What is found of each model's videos of `prompts`."""
     pending: collections.deque[_Batch] = collections.deque()
     with tqdm(total=len(prompts) * len(self._models), desc="evaluating", unit="video", disable=None) as bar:
       for start in range(0, len(prompts), self._sampler.batch):
@@ -157,14 +203,14 @@ class _Evaluator:
             self._collect(pending.popleft(), bar)
       while pending:
         self._collect(pending.popleft(), bar)
-    _writing(lambda: self._show(prompts), self._out)
-    return self._measured, {name: np.concatenate(found) for name, found in self._features.items() if found}
+    return self._found
 
   def _make(self, name: str, lora: nnx.State | None, prompts: Sequence[str], places: Sequence[int]) -> _Batch:
     videos = self._sampler(lora, prompts, places)
-    self._shown[name] += list(videos[: _SHOWN - len(self._shown[name])])
+    found = self._found[name]
+    found.shown.extend(videos[: _SHOWN - len(found.shown)])
     if self._extractor is not None:
-      self._features[name].append(self._extractor(videos))
+      found.features.append(self._extractor(videos))
     paths, has_path = target_paths(prompts, self._config.video.frames, self._config.camera)
     targets = [path if asked else None for path, asked in zip(paths, has_path)]
     depth = self._config.camera.scene_depth
@@ -177,34 +223,18 @@ class _Evaluator:
   def _collect(self, batch: _Batch, bar: tqdm) -> None:
     results = [result for job in batch.pending for result in job.result()]
     for clip in zip(batch.videos, results, batch.targets):
-      self._measured[batch.name].append(self._meter(*clip))
+      self._found[batch.name].measured.append(self._meter(*clip))
       bar.update()
-
-  def _show(self, prompts: Sequence[str]) -> None:
-    base, tuned = self._shown["base"], self._shown.get("tuned")
-    for place, left in enumerate(base):
-      right = None if tuned is None else tuned[place]
-      report.write_video(self._out, place, left, right, self._config.video.fps)
-    report.write_picture(self._out, prompts[: len(base)], base, tuned)
 
 
 def _job_size(config: Config) -> int:
   return _CLIPS_A_SIDECAR.get(config.rewards.device, _MOST_CLIPS_A_SIDECAR) * config.rewards.replicas
 
 
-def _column(videos: Sequence[Measured] | None, name: str) -> np.ndarray | None:
-  return None if videos is None else np.array([video.values[name] for video in videos])
-
-
-def _frechet(
-  config: Config,
-  extractor: latent_features.Extractor | None,
-  features: dict[str, np.ndarray],
-  files: Sequence[Path] | None,
-) -> paired.Row | str:
-  """The row of the Frechet distance, or the reason why there is none."""
-  if extractor is None:
-    return "it compares with real clips, which --real=FOLDER gives"
+def _real_features(
+  config: Config, extractor: latent_features.Extractor, files: Sequence[Path]
+) -> Float32[np.ndarray, "N F"] | str:
+  """Features of the real clips, or the reason why there are too few."""
   found, problems = [], []
   for clip in tqdm(latent_features.read_real(files, config.video), "real clips", len(files), disable=None, unit="clip"):
     if isinstance(clip, str):
@@ -213,16 +243,27 @@ def _frechet(
       found.append(extractor(clip[np.newaxis]))
   if problems:
     tqdm.write(f"{len(problems)} of {len(files)} real clips are left out; the first: {problems[0]}")
-  if min(len(found), len(features["base"])) < frechet.FEWEST:
+  if len(found) < frechet.FEWEST:
     problem = f" ({len(problems)} were left out, the first because {problems[0]})" if problems else ""
-    return (
-      f"it needs {frechet.FEWEST} videos and as many real clips; there are {len(features['base'])} and "
-      f"{len(found)}{problem}"
-    )
-  return frechet.compare(features["base"], features.get("tuned"), np.concatenate(found), seed=config.train.seed)
+    return f"it needs {frechet.FEWEST} real clips; there are {len(found)}{problem}"
+  return np.concatenate(found)
 
 
-def _setup(config: Config, options: Options, trained: Adapters | None, batch: int) -> dict[str, Any]:
+def _frechet(
+  config: Config, base: _Found, tuned: _Found | None, real: Float32[np.ndarray, "N F"] | str | None
+) -> paired.Row | str:
+  """The row of the Frechet distance, or the reason why there is none."""
+  if real is None:
+    return "it compares with real clips, which --real=FOLDER gives"
+  if isinstance(real, str):
+    return real
+  if len(base.measured) < frechet.FEWEST:
+    return f"it needs {frechet.FEWEST} videos; there are {len(base.measured)}"
+  features = np.concatenate(base.features), None if tuned is None else np.concatenate(tuned.features)
+  return frechet.compare(*features, real, seed=config.train.seed)
+
+
+def _setup(config: Config, options: Options, name: str, trained: Adapters | None, batch: int) -> dict[str, Any]:
   """What the report says about itself."""
   setup = {
     "model": config.model.path,
@@ -236,16 +277,12 @@ def _setup(config: Config, options: Options, trained: Adapters | None, batch: in
   }
   if trained is not None:
     setup |= {
-      "run": str(options.run),
+      "run": str(next(run for run in options.runs if run.resolve().name == name)),
       "iterations": trained.iterations,
       "running_average": options.ema,
       "trained_on": trained.base_model,
     }
   return {**setup, "config": config_lib.to_dict(config)}
-
-
-def _make_folder(out: Path) -> None:
-  _writing(lambda: out.mkdir(parents=True, exist_ok=True), out)
 
 
 def _writing(write: Callable[[], None], out: Path) -> None:
@@ -258,7 +295,7 @@ def _writing(write: Callable[[], None], out: Path) -> None:
 def _define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string("prompts", None, "file of one prompt a line, or a name in the package", flag_values=values)
   flags.DEFINE_string("out", None, "folder for the results", flag_values=values)
-  flags.DEFINE_string("run", None, "a run's folder (--workdir of the training); none: base alone", flag_values=values)
+  flags.DEFINE_list("run", [], "runs' folders (--workdir of the trainings); none: base alone", flag_values=values)
   flags.DEFINE_integer("step", None, "which checkpoint; default: the newest", flag_values=values)
   flags.DEFINE_bool("ema", False, "the running average of the adapters", flag_values=values)
   flags.DEFINE_integer("steps", None, "sampling steps; default: the config's", lower_bound=1, flag_values=values)
@@ -276,7 +313,7 @@ def _options(values: flags.FlagValues) -> Options:
   return Options(
     prompts=values.prompts,
     out=Path(values.out),
-    run=Path(values.run) if values.run else None,
+    runs=tuple(map(Path, values.run)),
     step=values.step,
     ema=values.ema,
     steps=values.steps,
@@ -292,9 +329,11 @@ def main(argv: Sequence[str]) -> None:
   with errors.reported():
     config, values = cli.parse(argv, _define_flags)
     options = _options(values)
-    evaluation = evaluate(config, make_mesh(config.mesh), options)
-    print(report.text(evaluation))
-    print(f"done: {options.out / 'evaluation.md'}, {options.out / 'evaluation.json'}, {options.out / 'videos'}")
+    evaluations = evaluate(config, make_mesh(config.mesh), options)
+    for name, evaluation in evaluations.items():
+      print(f"{name}\n{report.text(evaluation)}" if len(evaluations) > 1 else report.text(evaluation))
+    where = ("runs.md",) if len(evaluations) > 1 else ("evaluation.md", "evaluation.json", "videos")
+    print(f"done: {', '.join(str(options.out / name) for name in where)}")
 
 
 if __name__ == "__main__":

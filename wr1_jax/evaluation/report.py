@@ -71,6 +71,19 @@ def write(evaluation: Evaluation, folder: Path) -> None:
   (folder / "evaluation.md").write_text(_markdown(evaluation), encoding="utf-8")
 
 
+def write_runs(evaluations: Mapping[str, Evaluation], folder: Path) -> None:
+  """Writes runs.md: one row a run with its mean paired differences from the base model, and their standard errors."""
+  first = next(iter(evaluations.values()))
+  shown = [measure for measure in (*MEASURES, FRECHET) if measure.name in first.rows]
+  base = ["base", *(f"{first.rows[measure.name].base:.4g}" for measure in shown)]
+  lines = ["# Runs", "", "Base: mean. Runs: mean difference from base +- standard error, prompt by prompt.", ""]
+  lines += [_bar(["run", *(measure.title for measure in shown)]), _bar(["---"] + ["---:"] * len(shown)), _bar(base)]
+  for name, evaluation in evaluations.items():
+    rows = [evaluation.rows[measure.name] for measure in shown]
+    lines.append(_bar([name, *(f"{row.difference:+.3g} +- {row.difference_error:.2g}" for row in rows)]))
+  (folder / "runs.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def write_video(
   folder: Path, place: int, base: UInt8[np.ndarray, "T H W 3"], tuned: UInt8[np.ndarray, "T H W 3"] | None, fps: int
 ) -> None:
