@@ -5,6 +5,7 @@ The sidecar finds them as `fake_scorers:Reconstructor` and so on when this folde
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -111,6 +112,14 @@ class General:
 
     Path(folder, ray.get_runtime_context().get_node_id()).touch()
     time.sleep(1)
+    return 0.5
+
+  def forge(self):
+    """From the next job on, has the Ray actor answer another one."""
+    from wr1_jax.sidecar import ray_actor
+
+    honest = ray_actor.answer
+    ray_actor.answer = lambda *arguments: dataclasses.replace(honest(*arguments), job=999)
     return 0.5
 
   def write(self, data):

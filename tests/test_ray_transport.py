@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import signal
+import socket
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from wr1_jax.rewards.transport import make_client
 
 pytest.importorskip("ray", reason="ray is not installed")
 
+_PROMPT = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}  # a dead node is noticed in 2 s, not 15
 _NODE = {"object_store_memory": 200 << 20, "include_dashboard": False}
 
 
@@ -32,7 +34,7 @@ def cluster():
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("PYTHONPATH", os.pathsep.join((str(TESTS), str(TESTS.parent))))  # of the nodes
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **_NODE})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": _PROMPT, **_NODE})
     try:
       for _ in range(2):
         made.add_node(num_cpus=1, **_NODE)
@@ -64,7 +66,7 @@ def test_actors_share_every_job_on_different_nodes(fakes, tmp_path):
 
 def test_a_node_that_is_killed_costs_no_reward(fakes, cluster, tmp_path):
   """In the middle of a stream of jobs; the other node goes on alone, and one that joins later takes part."""
-  parts, values = ("reconstruction", "meta", "general"), range(1, 25)
+  parts, values = ("reconstruction", "meta", "general"), range(1, 13)
   with make_client(dataclasses.replace(fakes, replicas=2)) as client:
     futures = [
       client.submit(job(f"sleep 0.1 {i}", f"sleep 0.1 {i + 100}", colours=[i, i + 100], parts=parts, frames=81))
@@ -104,6 +106,21 @@ def test_an_actor_that_takes_too_long_is_killed_and_replaced(fakes, tmp_path, mi
     assert "longer than 2 s" in hung.result(timeout=60)[0].reasons["general"]
     assert fine.result(timeout=60)[0].general == 0.5
     wait_for(lambda: not is_running(int((tmp_path / "pid").read_text())))
+
+
+def test_an_actor_that_answers_another_job_is_replaced(fakes):
+  with make_client(dataclasses.replace(fakes, retries=0)) as client:
+    assert ask(client, "forge")[0].general == 0.5
+    assert "answered job 999 when asked for 1" in ask(client, "score 1")[0].reasons["general"]
+    assert ask(client, "score 2")[0].general == 2
+
+
+def test_two_clients_get_their_own_answers_and_share_the_connection(fakes):
+  with make_client(fakes) as first:
+    with make_client(fakes) as second:
+      futures = [(first, second)[i % 2].submit(job(f"score {i}")) for i in range(20)]
+      assert [future.result(timeout=60)[0].general for future in futures] == list(range(20))
+    assert ask(first, "score 1")[0].general == 1
 
 
 def test_actors_that_may_not_be_restarted_leave_nan_with_a_reason(fakes):
@@ -150,6 +167,14 @@ def test_options_that_cannot_work_are_refused(change, complaint):
     make_client(dataclasses.replace(FAKES, transport="ray", **change))
 
 
+def test_an_address_without_a_cluster_is_a_user_error():
+  with socket.socket() as unused:
+    unused.bind(("127.0.0.1", 0))  # nobody listens
+    config = dataclasses.replace(FAKES, transport="ray", ray=RayConfig(address=f"127.0.0.1:{unused.getsockname()[1]}"))
+    with pytest.raises(UserError, match="no Ray cluster to join: .*refused"), make_client(config):
+      pass
+
+
 def test_a_client_checks_the_room_in_the_object_stores(fakes):
   with make_client(fakes) as client:
     client.check_room(clips=1, frames=81, height=480, width=832)
@@ -172,11 +197,11 @@ def test_closing_a_client_fails_what_is_unfinished_and_ends_the_actors(fakes, tm
 
 def test_results_are_those_of_the_local_transport_bit_for_bit(fakes):
   """With the scorers of the default config."""
-  texture = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), np.uint8).repeat(4, 1).repeat(4, 2)
-  videos = np.stack([[np.roll(clip, shift * t, axis=1) for t in range(5)] for shift, clip in enumerate(texture)])
-  asked = Job(videos[:, :, :64, :96], ["one", "two", "three"], [None, np.tile(np.eye(4), (5, 1, 1)), None])
+  texture = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), np.uint8).repeat(6, 1).repeat(6, 2)
+  videos = np.stack([[np.roll(clip, shift * t, axis=1) for t in range(3)] for shift, clip in enumerate(texture)])
+  asked = Job(videos[:, :, :, :64], ["one", "two"], [None, np.tile(np.eye(4), (3, 1, 1))])
   answers = []
-  for config in (RewardsConfig(replicas=2), RewardsConfig(replicas=2, transport="ray", ray=fakes.ray)):
+  for config in (RewardsConfig(), RewardsConfig(transport="ray", ray=fakes.ray)):
     with make_client(config) as client:
       assert isinstance(client, RewardClient) == (config.transport == "local")
       answers.append(client.submit(asked).result(timeout=120))

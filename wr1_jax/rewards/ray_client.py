@@ -10,6 +10,7 @@ import concurrent.futures
 import itertools
 import logging
 import signal
+import socket
 import threading
 
 import ray
@@ -22,6 +23,7 @@ from wr1_jax.rewards.ray_dispatcher import Dispatcher, Part
 from wr1_jax.sidecar import batch, registry, shared_arrays
 
 _CLOSE_SECONDS = 10.0
+_PROBE_SECONDS = 10.0
 
 
 class RayRewardClient:
@@ -147,6 +149,7 @@ def _connect(address: str) -> None:
   """
   handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
   try:
+    _probe(address)
     ray.init(address=address or None, include_dashboard=False, logging_level=logging.WARNING)
   except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
     raise UserError(
@@ -158,3 +161,10 @@ def _connect(address: str) -> None:
     if threading.current_thread() is threading.main_thread():
       for number, handler in handlers.items():  # Ray puts its own in the place of the trainer's
         signal.signal(number, handler)
+
+
+def _probe(address: str) -> None:
+  """Raises OSError if nothing listens at HOST:PORT, which would take Ray minutes to notice."""
+  host, colon, port = address.rpartition(":")
+  if colon and port.isdigit() and "/" not in host:
+    socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECONDS).close()

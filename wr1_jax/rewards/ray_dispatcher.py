@@ -165,11 +165,11 @@ class Dispatcher:
       )
       .remote(self._start)
     )
-    self._await_start(replica)
+    self._await_start(replica, restarts=0)
 
-  def _await_start(self, replica: _Replica) -> None:
-    """Waits for the actor to be ready, through any restarts."""
-    reference = replica.actor.ready.options(max_task_retries=-1).remote()
+  def _await_start(self, replica: _Replica, restarts: int) -> None:
+    """Waits for the actor to be ready, through so many restarts (-1: any number)."""
+    reference = replica.actor.ready.options(max_task_retries=restarts).remote()
     self._call(replica, reference, self._config.start_seconds)
 
   def _call(self, replica: _Replica, reference: ray.ObjectRef, seconds: float) -> None:
@@ -246,7 +246,7 @@ class Dispatcher:
       self._start_failed(replica, reason, error)
       return
     if isinstance(error, RayActorError):
-      self._await_start(replica)  # Ray restarts it
+      self._await_start(replica, restarts=-1)  # Ray restarts it
     else:
       replica.end()
       self._make_actor(replica)
