@@ -36,7 +36,17 @@ setup(
   extras_require={
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
+    "ray": ["ray>=2.50"],
     "sidecar": ["torch>=2.6"],
-    "test": ["pytest", "pytest-xdist", "accelerate", "diffusers>=0.35", "peft", "scikit-image", "torch>=2.6"],
+    "test": [
+      "pytest",
+      "pytest-xdist",
+      "accelerate",
+      "diffusers>=0.35",
+      "peft",
+      "ray>=2.50",
+      "scikit-image",
+      "torch>=2.6",
+    ],
   },
 )

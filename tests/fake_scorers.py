@@ -5,9 +5,11 @@ The sidecar finds them as `fake_scorers:Reconstructor` and so on when this folde
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -104,6 +106,22 @@ class General:
       self.crash()
     return 0.25
 
+  def where(self, folder):
+    """Leaves a file in `folder` that is named after the node of the Ray cluster; the second it takes is for others."""
+    import ray
+
+    Path(folder, ray.get_runtime_context().get_node_id()).touch()
+    time.sleep(1)
+    return 0.5
+
+  def forge(self):
+    """From the next job on, has the Ray actor answer another one."""
+    from wr1_jax.sidecar import ray_actor
+
+    honest = ray_actor.answer
+    ray_actor.answer = lambda *arguments: dataclasses.replace(honest(*arguments), job=999)
+    return 0.5
+
   def write(self, data):
     """Writes hexadecimal `data` to the connection, past the protocol."""
     (number,) = [argument.partition("=")[2] for argument in sys.argv if argument.startswith("--socket=")]
@@ -119,6 +137,27 @@ class Meta:
 
   def __call__(self, views, prompts):
     return [float(view.offset_view.mean()) / 255 for view in views]
+
+
+class Fragile(General):
+  """A Ray actor with it can start until it has obeyed `spoil`, and again once the mark is removed."""
+
+  def __init__(self, config):
+    super().__init__(config)
+    if self.mark().exists():
+      raise OSError("the weights are gone")
+
+  @staticmethod
+  def mark():
+    """A file of this client and its actors."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return Path(tempfile.gettempdir(), f"{context.gcs_address.rpartition(':')[2]}-{context.get_job_id()}")
+
+  def spoil(self):
+    self.mark().touch()
+    self.crash()
 
 
 class Redness:

@@ -21,6 +21,7 @@ from sidecar_helpers import FAKES, TESTS, group_of, is_running, job, names_in_sh
 
 from wr1_jax.errors import UserError
 from wr1_jax.rewards.client import RewardClient
+from wr1_jax.rewards.transport import make_client
 from wr1_jax.sidecar import messages
 from wr1_jax.sidecar.channel import MAX_BYTES
 from wr1_jax.sidecar.messages import ClipScores, Ready, Scored
@@ -116,6 +117,15 @@ def test_a_sidecar_that_is_never_ready_is_a_user_error(tmp_path):
   config = dataclasses.replace(FAKES, python=str(slow), start_seconds=0.2)
   with pytest.raises(UserError, match="not ready after 0.2 s"), RewardClient(config):
     pass
+
+
+def test_ray_that_is_not_installed_is_a_user_error(monkeypatch):
+  for module in ("wr1_jax.rewards.ray_client", "wr1_jax.rewards.ray_dispatcher"):
+    monkeypatch.delitem(sys.modules, module, raising=False)
+  monkeypatch.setitem(sys.modules, "ray", None)
+  assert isinstance(make_client(FAKES), RewardClient)
+  with pytest.raises(UserError, match="pip install .ray"):
+    make_client(dataclasses.replace(FAKES, transport="ray"))
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

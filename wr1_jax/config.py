@@ -196,12 +196,26 @@ class HPSv3Config:
 
 
 @dataclasses.dataclass(frozen=True)
+class RayConfig:
+  """The cluster that the transport `ray` runs the sidecars on, as actors."""
+
+  address: str = ""  # HOST:PORT of its head; empty: $RAY_ADDRESS, and without that a new cluster of this machine alone
+  cpus: Count = 1  # reserved for each actor
+  gpus: NonNegative = 0.0  # reserved for each actor; may be a share of one
+  restarts: Annotated[int, Range(-1)] = -1  # of an actor whose process or node is lost; -1: without end
+
+
+@dataclasses.dataclass(frozen=True)
 class RewardsConfig:
   """What a clip is worth, and the process that finds out."""
 
-  python: str = ""  # interpreter of the sidecar; empty: this one
+  # local: sidecars are processes of this machine; ray: they are actors on the nodes of a Ray cluster.
+  transport: Literal["local", "ray"] = "local"
+  ray: RayConfig = RayConfig()
+  python: str = ""  # interpreter of a local sidecar; empty: this one
   device: str = "cpu"
-  replicas: Count = 1  # sidecars that share the device and every job: for many CPU cores; a GPU serves one at a time
+  # Sidecars that share every job. Local ones share the device too: for many CPU cores; a GPU serves one at a time.
+  replicas: Count = 1
   threads: Count = 1  # of a sidecar
   reconstructor: str = "photometric"
   meta: str = "offset_view_proxy"  # or qwen3_vl

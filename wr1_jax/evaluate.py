@@ -45,10 +45,9 @@ from wr1_jax.evaluation.report import Evaluation
 from wr1_jax.models import pipeline
 from wr1_jax.parallel.mesh import make_mesh
 from wr1_jax.randomness import Purpose
-from wr1_jax.rewards.client import RewardClient
 from wr1_jax.rewards.compose import Target
-from wr1_jax.rewards.jobs import Job, in_scene_depths
-from wr1_jax.rewards.supervisor import Results
+from wr1_jax.rewards.jobs import Job, Results, in_scene_depths
+from wr1_jax.rewards.transport import Rewards, make_client
 from wr1_jax.training import preflight
 
 _CLIPS_A_SIDECAR = {"cpu": 8}  # at once
@@ -93,7 +92,7 @@ def evaluate(config: Config, mesh: Mesh, options: Options) -> dict[str, Evaluati
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, steps=options.steps))
   batch = options.batch or config.train.groups_per_rollout * config.train.group_size
 
-  with RewardClient(config.rewards) as rewards:
+  with make_client(config.rewards) as rewards:
     video = config.video
     rewards.check_room(min(batch, _job_size(config)), video.frames, video.height, video.width)
     model = pipeline.load(config, mesh, randomness.stream(config.train.seed, Purpose.INIT))
@@ -183,7 +182,7 @@ class _Evaluator:
     models: dict[str, nnx.State | None],
     sampler: samples.Sampler,
     extractor: latent_features.Extractor | None,
-    rewards: RewardClient,
+    rewards: Rewards,
   ):
     self._config, self._models, self._sampler, self._extractor = config, models, sampler, extractor
     self._rewards = rewards

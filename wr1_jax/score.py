@@ -31,11 +31,10 @@ from wr1_jax.config import Config
 from wr1_jax.data import prompts as prompt_files
 from wr1_jax.errors import UserError
 from wr1_jax.rewards import clips, jobs
-from wr1_jax.rewards.client import RewardClient
 from wr1_jax.rewards.clips import ClipError
 from wr1_jax.rewards.compose import METRICS, Composer, Target
-from wr1_jax.rewards.jobs import Job
-from wr1_jax.rewards.supervisor import Results
+from wr1_jax.rewards.jobs import Job, Results
+from wr1_jax.rewards.transport import Rewards, make_client
 
 _IN_FLIGHT = 2  # the next clip is read while one is scored
 
@@ -54,7 +53,7 @@ def score_folder(config: Config, videos: Path, prompts: Path, out: Path) -> None
       f"{prompts} holds {len(texts)} prompts, but {videos} holds {len(files)} clips ({files[0].name} to "
       f"{files[-1].name}); there must be one prompt a line for each clip, in the order of the clips' names."
     )
-  with RewardClient(config.rewards) as client, _opened(out) as file:
+  with make_client(config.rewards) as client, _opened(out) as file:
     lines = _Scorer(config, client).lines(files, texts)
     for line in tqdm.tqdm(lines, total=len(files), desc="scoring", unit="clip"):
       try:
@@ -76,7 +75,7 @@ class _Pending:
 class _Scorer:
   """Sends clips to the sidecar and makes lines of what comes back."""
 
-  def __init__(self, config: Config, client: RewardClient):
+  def __init__(self, config: Config, client: Rewards):
     self._camera = config.camera
     self._client = client
     self._compose = Composer(config.rewards, config.camera)

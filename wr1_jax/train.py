@@ -23,7 +23,7 @@ from wr1_jax.models import pipeline
 from wr1_jax.objective.advantage import advantages
 from wr1_jax.parallel.mesh import make_mesh, shard_params
 from wr1_jax.randomness import Purpose
-from wr1_jax.rewards.client import RewardClient
+from wr1_jax.rewards.transport import make_client
 from wr1_jax.training import before_after, phases, preflight, programs, reports, run_folder, state, stop
 from wr1_jax.training.checkpoint import Checkpoints
 from wr1_jax.training.iteration import Runner
@@ -54,7 +54,7 @@ def train(config: Config, workdir: Path) -> None:
     stack.enter_context(run_folder.opened(workdir, config))
     request = stack.enter_context(stop.on_signals())
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints))
-    rewards = stack.enter_context(RewardClient(config.rewards))
+    rewards = stack.enter_context(make_client(config.rewards))
     rewards.check_room(videos_a_rollout, config.video.frames, config.video.height, config.video.width)
 
     model = pipeline.load(config, mesh, randomness.stream(config.train.seed, Purpose.INIT))

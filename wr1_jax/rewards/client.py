@@ -15,14 +15,13 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import threading
-from collections.abc import Sequence
 
 from wr1_jax.config import RewardsConfig
 from wr1_jax.errors import UserError
 from wr1_jax.rewards import jobs
-from wr1_jax.rewards.jobs import Job
+from wr1_jax.rewards.jobs import Job, Results
 from wr1_jax.rewards.sidecar_process import find_interpreter
-from wr1_jax.rewards.supervisor import Entry, Results, Supervisor
+from wr1_jax.rewards.supervisor import Entry, Supervisor
 from wr1_jax.sidecar import batch, channel, registry, shared_arrays
 from wr1_jax.sidecar.messages import ProtocolError
 
@@ -94,7 +93,7 @@ class RewardClient:
     entries = [self._entry(part) for part in job.split(len(self._replicas))]
     for entry in entries:
       self._replicas[entry.request.job % len(self._replicas)].supervisor.add(entry)
-    return entries[0].results if len(entries) == 1 else _joined([entry.results for entry in entries])
+    return jobs.joined([entry.results for entry in entries])
 
   def close(self) -> None:
     """Ends the sidecars; the futures of unfinished jobs raise RuntimeError. Idempotent."""
@@ -111,9 +110,7 @@ class RewardClient:
     except ProtocolError as error:
       raise UserError(f"the prompts of {len(job.prompts)} clips are too long for one job: {error}.") from error
     shared_arrays.check_room(batch.array_specs(request.shape, request.parts))
-    results: Results = concurrent.futures.Future()
-    results.set_running_or_notify_cancel()  # a job on its way cannot be called back
-    return Entry(job, request, results)
+    return Entry(job, request)
 
 
 class _Replica:
@@ -126,26 +123,3 @@ class _Replica:
     self.thread = threading.Thread(
       target=self.supervisor.run, args=(self.started,), name="reward supervisor", daemon=True
     )
-
-
-def _joined(parts: Sequence[Results]) -> Results:
-  """A future of all results in order, or of the first error."""
-  joined: Results = concurrent.futures.Future()
-  joined.set_running_or_notify_cancel()
-  lock, left = threading.Lock(), len(parts)
-
-  def finished(_: Results) -> None:
-    nonlocal left
-    with lock:
-      left -= 1
-      if left:
-        return
-    error = next((part.exception() for part in parts if part.exception()), None)
-    if error:
-      joined.set_exception(error)
-    else:
-      joined.set_result([result for part in parts for result in part.result()])
-
-  for part in parts:
-    part.add_done_callback(finished)
-  return joined

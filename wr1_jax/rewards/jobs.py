@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import math
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -55,12 +57,14 @@ class Job:
       Job(self.videos[a:b], self.prompts[a:b], self.paths[a:b], self.parts) for a, b in zip(edges[:-1], edges[1:])
     ]
 
-  def write(self, arrays: Mapping[str, np.ndarray]) -> None:
-    """Copies the inputs into the arrays of `batch.array_specs`."""
-    arrays["videos"][...] = self.videos
-    if "paths" in arrays:
+  def inputs(self) -> dict[str, np.ndarray]:
+    """Those of `batch.array_specs` that the sidecar is given; `videos` is not copied."""
+    arrays = {"videos": self.videos}
+    if batch.reconstructs(self.parts):
+      arrays["paths"] = np.empty((*self.videos.shape[:2], 4, 4), np.float32)
       for row, path in zip(arrays["paths"], self.paths):
         row[...] = np.eye(4) if path is None else path
+    return arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,13 +85,47 @@ class ClipResult:
   seconds: Mapping[Part, float] = dataclasses.field(default_factory=dict)  # that the whole batch took
 
 
+Results = concurrent.futures.Future[list[ClipResult]]
+
+
+def _new_results() -> Results:
+  results: Results = concurrent.futures.Future()
+  results.set_running_or_notify_cancel()  # a job on its way cannot be called back
+  return results
+
+
+@dataclasses.dataclass(eq=False)
+class OpenJob:
+  """A job on its way."""
+
+  job: Job
+  request: ScoreBatch
+  results: Results = dataclasses.field(default_factory=_new_results)
+  failures: int = 0  # sidecars that were lost over it
+
+  def finish(self, results: list[ClipResult] | BaseException) -> None:
+    """Ends the job with its results, or an error."""
+    if isinstance(results, BaseException):
+      self.results.set_exception(results)
+    else:
+      self.results.set_result(results)
+
+  def blame(self, reason: str, retries: int) -> bool:
+    """Counts a sidecar that was lost over it. Returns whether that was one too many, which ends the job."""
+    self.failures += 1
+    if self.failures <= retries:
+      return False
+    self.finish(failed(self.job, f"gave up after {self.failures} sidecars; the last: {reason}"))
+    return True
+
+
 def failed(job: Job, reason: str) -> list[ClipResult]:
   """The results of a job that came to nothing."""
   return [ClipResult(reasons=dict.fromkeys(sorted(job.parts), reason)) for _ in job.prompts]
 
 
 def read(job: Job, answer: Scored, arrays: Mapping[str, np.ndarray]) -> list[ClipResult]:
-  """The results of a job, copied out of shared memory.
+  """The results of a job, copied out of the `arrays` of `batch.output_specs`.
 
   Raises:
     ValueError: the answer does not fit the job.
@@ -109,6 +147,28 @@ def read(job: Job, answer: Scored, arrays: Mapping[str, np.ndarray]) -> list[Cli
       )
     )
   return results
+
+
+def joined(parts: Sequence[Results]) -> Results:
+  """A future of all results in order, or of the first error."""
+  whole = _new_results()
+  lock, left = threading.Lock(), len(parts)
+
+  def finished(_: Results) -> None:
+    nonlocal left
+    with lock:
+      left -= 1
+      if left:
+        return
+    error = next((part.exception() for part in parts if part.exception()), None)
+    if error:
+      whole.set_exception(error)
+    else:
+      whole.set_result([result for part in parts for result in part.result()])
+
+  for part in parts:
+    part.add_done_callback(finished)
+  return whole
 
 
 def in_scene_depths(path: Float[np.ndarray, "T 4 4"], scene_depth: float) -> Float32[np.ndarray, "T 4 4"]:

@@ -15,13 +15,11 @@ import time
 from wr1_jax.config import RewardsConfig
 from wr1_jax.errors import UserError
 from wr1_jax.rewards import jobs
-from wr1_jax.rewards.jobs import ClipResult, Job
+from wr1_jax.rewards.jobs import ClipResult, OpenJob
 from wr1_jax.rewards.sidecar_process import SidecarError, SidecarProcess
 from wr1_jax.sidecar import batch
-from wr1_jax.sidecar.messages import Message, ScoreBatch, Scored
+from wr1_jax.sidecar.messages import Message, Scored
 from wr1_jax.sidecar.shared_arrays import SharedArrays
-
-Results = concurrent.futures.Future[list[ClipResult]]
 
 _JOBS_AHEAD = 2  # one at work, one waiting in the sidecar
 
@@ -29,14 +27,10 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(eq=False)
-class Entry:
-  """A job on its way."""
+class Entry(OpenJob):
+  """A job on its way to a sidecar, or at it."""
 
-  job: Job
-  request: ScoreBatch
-  results: Results
   shared: SharedArrays | None = None  # from its first sending to its end
-  failures: int = 0  # sidecars that were lost over it
   sent: bool = False  # to the sidecar that runs now
 
   def share(self) -> SharedArrays:
@@ -47,17 +41,15 @@ class Entry:
     """
     if self.shared is None:
       self.shared = SharedArrays.allocate(batch.array_specs(self.request.shape, self.request.parts))
-      self.job.write(self.shared.arrays)
+      for name, array in self.job.inputs().items():
+        self.shared.arrays[name][...] = array
     return self.shared
 
   def finish(self, results: list[ClipResult] | BaseException) -> None:
     """Ends the job with its results, or an error."""
     if self.shared is not None:
       self.shared.close()
-    if isinstance(results, BaseException):
-      self.results.set_exception(results)
-    else:
-      self.results.set_result(results)
+    super().finish(results)
 
 
 class Supervisor:
@@ -219,10 +211,8 @@ class Supervisor:
     if not self._entries:
       return
     oldest = next(iter(self._entries.values()))
-    oldest.failures += 1
-    if oldest.failures > self._config.retries:
+    if oldest.blame(reason, self._config.retries):
       del self._entries[oldest.request.job]
-      oldest.finish(jobs.failed(oldest.job, f"gave up after {oldest.failures} sidecars; the last: {reason}"))
 
   def _ring(self) -> None:
     with contextlib.suppress(BlockingIOError):  # it rings already

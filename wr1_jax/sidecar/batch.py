@@ -21,11 +21,22 @@ def array_specs(shape: BatchShape, parts: Collection[Part]) -> dict[str, Spec]:
   processed size: `frames` and `rendered` uint8 [N, T, h, w, 3], `offset_view` uint8 [N, h, w, 3] and `poses` float32
   [N, T, 4, 4].
   """
-  n, t, size = shape.clips, shape.frames, (shape.rows, shape.columns)
+  n, t = shape.clips, shape.frames
   specs = {"videos": Spec("uint8", (n, t, shape.height, shape.width, 3))}
   if reconstructs(parts):
     specs["paths"] = Spec("float32", (n, t, 4, 4))
-    specs["frames"] = specs["rendered"] = Spec("uint8", (n, t, *size, 3))
-    specs["offset_view"] = Spec("uint8", (n, *size, 3))
-    specs["poses"] = Spec("float32", (n, t, 4, 4))
-  return specs
+  return specs | output_specs(shape, parts)
+
+
+def output_specs(shape: BatchShape, parts: Collection[Part]) -> dict[str, Spec]:
+  """Those of `array_specs` that the sidecar fills."""
+  if not reconstructs(parts):
+    return {}
+  n, t, size = shape.clips, shape.frames, (shape.rows, shape.columns)
+  pictures = Spec("uint8", (n, t, *size, 3))
+  return {
+    "frames": pictures,
+    "rendered": pictures,
+    "offset_view": Spec("uint8", (n, *size, 3)),
+    "poses": Spec("float32", (n, t, 4, 4)),
+  }

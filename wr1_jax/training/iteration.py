@@ -18,9 +18,8 @@ from wr1_jax.models.pipeline import WanModel
 from wr1_jax.objective.advantage import Advantages
 from wr1_jax.parallel.mesh import replicated
 from wr1_jax.rewards import compose
-from wr1_jax.rewards.client import RewardClient
-from wr1_jax.rewards.jobs import ALL_PARTS, ClipResult, Job, in_scene_depths
-from wr1_jax.rewards.supervisor import Results
+from wr1_jax.rewards.jobs import ALL_PARTS, ClipResult, Job, Results, in_scene_depths
+from wr1_jax.rewards.transport import Rewards
 from wr1_jax.sampling.rollout import Rollout
 from wr1_jax.training.phases import Phase
 from wr1_jax.training.programs import Programs, UpdateTerms, embed_prompt
@@ -72,7 +71,7 @@ class Scored:
 class Runner:
   """Runs the compiled programs and talks to the sidecar."""
 
-  def __init__(self, config: Config, model: WanModel, mesh: Mesh, programs: Programs, rewards: RewardClient):
+  def __init__(self, config: Config, model: WanModel, mesh: Mesh, programs: Programs, rewards: Rewards):
     self._config = config
     self._model = model
     self._mesh = mesh

@@ -30,12 +30,13 @@ _FREE = frozenset(
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.video_every",
+    "rewards.transport",
     "rewards.job_seconds",
     "rewards.start_seconds",
     "rewards.retries",
   }
 )
-_FREE_SECTION = "mesh."
+_FREE_SECTIONS = ("mesh.", "rewards.ray.")
 
 
 @contextlib.contextmanager
@@ -87,7 +88,7 @@ def _check_same_run(path: Path, config: config_lib.Config) -> None:
   changed = sorted(
     name
     for name in before.keys() | now.keys()
-    if before.get(name) != now.get(name) and name not in _FREE and not name.startswith(_FREE_SECTION)
+    if before.get(name) != now.get(name) and name not in _FREE and not name.startswith(_FREE_SECTIONS)
   )
   if changed:
     pairs = ", ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in changed[:8])

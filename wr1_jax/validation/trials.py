@@ -12,9 +12,9 @@ from jaxtyping import Float, UInt8
 from wr1_jax.camera.words import Move
 from wr1_jax.config import Config
 from wr1_jax.rewards import jobs
-from wr1_jax.rewards.client import RewardClient
 from wr1_jax.rewards.compose import Composer
 from wr1_jax.rewards.jobs import ClipResult, Job
+from wr1_jax.rewards.transport import make_client
 from wr1_jax.validation import paths
 from wr1_jax.validation.paths import Path
 from wr1_jax.world import Clips, WorldConfig, inconsistency, sample
@@ -103,7 +103,7 @@ def judge(todo: Sequence[Trial], config: Config, batch: int) -> tuple[list[Verdi
   """
   compose = Composer(config.rewards, config.camera)
   verdicts, seconds = [], []
-  with RewardClient(config.rewards) as client:
+  with make_client(config.rewards) as client:
     for start in tqdm.tqdm(range(0, len(todo), batch), desc="scoring", unit="batch"):
       chosen = todo[start : start + batch]
       job = Job(np.stack([trial.video for trial in chosen]), [""] * len(chosen), [trial.asked for trial in chosen])
