@@ -18,7 +18,10 @@ from wr1_jax.errors import UserError
 Kind = Literal["reconstructor", "meta", "general"]
 
 SCORERS: dict[Kind, dict[str, str]] = {
-  "reconstructor": {"photometric": "wr1_jax.sidecar.photometric.scorer:make"},
+  "reconstructor": {
+    "depth_anything_3": "wr1_jax.sidecar.depth_anything.scorer:DepthAnythingReconstructor",
+    "photometric": "wr1_jax.sidecar.photometric.scorer:make",
+  },
   "meta": {
     "offset_view_proxy": "wr1_jax.sidecar.proxies:OffsetViewProxy",
     "qwen3_vl": "wr1_jax.sidecar.judges.qwen3_vl:Qwen3VLJudge",
