@@ -46,6 +46,18 @@ class Prediction:
   scene: HarmonicScene  # n h w Gaussians: one for each pixel of each frame, in this order
 
 
+def source_of(options: DepthAnythingConfig) -> Source:
+  """Where the model is."""
+  published = DepthAnythingConfig()
+  return Source(
+    option="rewards.depth_anything_3.path",
+    path=options.path,
+    revision=options.revision,
+    published=(published.path, published.revision),
+    files=FILES,
+  )
+
+
 class DepthAnything:
   """The networks of a model folder.
 
@@ -55,14 +67,7 @@ class DepthAnything:
   """
 
   def __init__(self, options: DepthAnythingConfig, device: str):
-    published = DepthAnythingConfig()
-    source = Source(
-      option="rewards.depth_anything_3.path",
-      path=options.path,
-      revision=options.revision,
-      published=(published.path, published.revision),
-      files=FILES,
-    )
+    source = source_of(options)
     with source.reading() as folder:
       network = _load(folder, source.option)
     self._network = network.to(device).eval()

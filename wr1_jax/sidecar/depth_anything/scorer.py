@@ -15,9 +15,10 @@ from jaxtyping import Float, Int, UInt8
 
 from wr1_jax.config import RewardsConfig
 from wr1_jax.sidecar import geometry
-from wr1_jax.sidecar.depth_anything.model import DepthAnything, NoPrediction, Prediction
+from wr1_jax.sidecar.depth_anything.model import DepthAnything, NoPrediction, Prediction, source_of
 from wr1_jax.sidecar.depth_anything.render import renderer
 from wr1_jax.sidecar.depth_anything.scene import HarmonicScene
+from wr1_jax.sidecar.judges.checkpoints import Source
 from wr1_jax.sidecar.offset_view import offset_pose
 from wr1_jax.sidecar.photometric.reconstruct import shrink
 from wr1_jax.sidecar.scorers import Unscored, View
@@ -31,6 +32,11 @@ class AnchoredScene:
 
   poses: Float[np.ndarray, "n 4 4"]  # camera-to-world, float64
   scene: HarmonicScene
+
+
+def sources(config: RewardsConfig) -> tuple[Source, ...]:
+  """Where the model is."""
+  return (source_of(config.depth_anything_3),)
 
 
 class DepthAnythingReconstructor:
