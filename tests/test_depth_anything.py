@@ -183,6 +183,17 @@ def test_gsplat_is_asked_for_the_same_pictures(monkeypatch):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_gsplat_draws_as_the_cpu_does():
+  pytest.importorskip("gsplat")
+  scene, poses, cameras = random_scene(), torch.from_numpy(path(3)).float(), CAMERA.expand(3, 3, 3)
+  on_gpu = HarmonicScene(**{name: field.cuda() for name, field in vars(scene).items()})
+  drawn = render.renderer("cuda")(on_gpu, poses.cuda(), cameras.cuda(), SIZE)
+  for found, expected in zip(drawn, render.on_cpu(scene, poses, cameras, SIZE)):
+    assert float((found.cpu() - expected).abs().mean()) < 5e-3
+
+
 def test_other_devices_are_refused():
   with pytest.raises(UserError, match="config.rewards.device is 'tpu'; Depth Anything 3 runs on 'cuda'"):
     render.renderer("tpu")
@@ -530,6 +541,8 @@ def test_harmonics_turn_as_the_package_turns_them(found):
   np.testing.assert_allclose(own.transpose(-1, -2), found["package_turned"], atol=1e-4)
 
 
-def test_weights_that_are_missing_are_refused(found):
-  message = str(found["missing"])
-  assert "config.rewards.depth_anything_3.path: the checkpoint lacks model.gs_head." in message
+def test_models_that_are_not_whole_or_not_known_are_refused(found):
+  option = "config.rewards.depth_anything_3.path"
+  assert f"{option}: the checkpoint lacks model.gs_head.scratch.output_conv2.2.weight;" in str(found["missing"])
+  assert f"{option}: the config.json in " in str(found["unknown"])
+  assert "the model 'da4', which depth-anything-3 does not know; it knows da3-base, " in str(found["unknown"])

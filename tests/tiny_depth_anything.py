@@ -151,7 +151,8 @@ def examine(folder: Path) -> dict[str, np.ndarray]:
   coefficients = rng.normal(size=(5, 9, 3)).astype(np.float32)
   turned = rotate_sh(torch.from_numpy(coefficients).transpose(1, 2), torch.from_numpy(rotation)[None, None])
   found |= {"rotation": rotation, "harmonics": coefficients, "package_turned": turned.numpy()}
-  return found | {"missing": np.array(complaint_without_a_weight(folder, options))}
+  missing = complaint(folder / "torn", options, "tiny", without="model.gs_head.scratch.output_conv2.2.weight")
+  return found | {"missing": np.array(missing), "unknown": np.array(complaint(folder / "alien", options, "da4"))}
 
 
 def package_inputs(frames: np.ndarray, longest: int) -> np.ndarray:
@@ -176,16 +177,15 @@ def package_inputs(frames: np.ndarray, longest: int) -> np.ndarray:
   return InputProcessor()(list(frames), process_res=longest, sequential=True)[0].numpy()
 
 
-def complaint_without_a_weight(folder: Path, options: DepthAnythingConfig) -> str:
-  """What is said of a copy of the model that lacks a weight."""
-  torn = folder / "torn"
-  torn.mkdir()
-  (torn / "config.json").write_text((folder / "tiny" / "config.json").read_text())
-  state = safetensors.torch.load_file(folder / "tiny" / "model.safetensors")
-  del state["model.gs_head.scratch.output_conv2.2.weight"]
-  safetensors.torch.save_file(state, torn / "model.safetensors")
+def complaint(copy: Path, options: DepthAnythingConfig, name: str, without: str = "") -> str:
+  """What is said of a copy of the tiny model that calls itself `name` and lacks the weight `without`."""
+  copy.mkdir()
+  (copy / "config.json").write_text(json.dumps({"model_name": name}), encoding="utf-8")
+  state = safetensors.torch.load_file(copy.parent / "tiny" / "model.safetensors")
+  state.pop(without, None)
+  safetensors.torch.save_file(state, copy / "model.safetensors")
   try:
-    model.DepthAnything(dataclasses.replace(options, path=str(torn)), "cpu")
+    model.DepthAnything(dataclasses.replace(options, path=str(copy)), "cpu")
   except UserError as error:
     return str(error)
   return "nothing"
