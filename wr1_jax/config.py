@@ -160,15 +160,31 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionConfig:
-  """The weight-free reconstructor: camera path and Gaussian scene from the video alone."""
+  """The weight-free reconstructor: camera path and Gaussian scene from the video alone.
 
-  max_pixels: Annotated[int, Range(1024)] = 96 * 160  # a larger frame is shrunk to about this area first
+  `max_pixels` and the offset view are also those of `depth_anything_3`.
+  """
+
+  # A larger frame is shrunk to about this area first; at this size clips and scenes are compared.
+  max_pixels: Annotated[int, Range(1024)] = 96 * 160
   # Of a longer clip, this many evenly spaced frames are optimised and the rest interpolated.
   max_frames: Annotated[int, Range(2)] = 33
   focal: Positive = 1.2  # assumed focal length in image widths
   iterations: Count = 1  # multiplies the optimiser's steps: more is slower and more accurate
   offset_back: NonNegative = 0.15  # the offset view: this far behind the path, in median depths
   offset_side: NonNegative = 0.15  # and this far to its side
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthAnythingConfig:
+  """The reconstructor `depth_anything_3`. Its environment: launch/install_rewards.sh; download the model first."""
+
+  # Folder, or hub id, of a model with a head for Gaussians; the other one is depth-anything/DA3NESTED-GIANT-LARGE-1.1.
+  path: str = "depth-anything/DA3-GIANT-1.1"
+  revision: str = "72ee9f89ce4e50d704e9d55ee9c646ec8dc25a19"  # commit, if `path` is a hub id
+  dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the backbone's matrix products; the heads are float32
+  longest_side: Annotated[int, Range(14)] = 504  # of what the networks see, in pixels; 832x480 becomes 504x294
+  every: Count = 4  # reconstruct from every so many frames and interpolate the others' poses; 1: from all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,10 +233,11 @@ class RewardsConfig:
   # Sidecars that share every job. Local ones share the device too: for many CPU cores; a GPU serves one at a time.
   replicas: Count = 1
   threads: Count = 1  # of a sidecar
-  reconstructor: str = "photometric"
+  reconstructor: str = "photometric"  # or depth_anything_3
   meta: str = "offset_view_proxy"  # or qwen3_vl
   general: str = "frame_quality_proxy"  # or hpsv3
   reconstruction: ReconstructionConfig = ReconstructionConfig()
+  depth_anything_3: DepthAnythingConfig = DepthAnythingConfig()
   qwen3_vl: Qwen3VLConfig = Qwen3VLConfig()
   hpsv3: HPSv3Config = HPSv3Config()
   # R is the sum of S_meta, S_recon, S_traj and R_gen times their weights; general_weight is lambda_gen. A term of

@@ -72,7 +72,7 @@ class SidecarProcess:
           stdin=subprocess.DEVNULL,
           stdout=subprocess.PIPE,
           stderr=subprocess.STDOUT,
-          env=_environment(config),
+          env=environment(config),
           start_new_session=True,  # Ctrl-C is for the trainer; and whatever the scorers start can be killed as one
         )
       except OSError as error:
@@ -165,7 +165,7 @@ class SidecarProcess:
           _logger.warning("reward sidecar: %s", text)
 
 
-def _environment(config: RewardsConfig) -> dict[str, str]:
+def environment(config: RewardsConfig) -> dict[str, str]:
   """The trainer's environment, in which the sidecar also finds this package and uses as many threads as it may."""
   environment = dict(os.environ)
   root = Path(wr1_jax.__file__).resolve().parents[1]

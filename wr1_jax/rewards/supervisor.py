@@ -127,7 +127,7 @@ class Supervisor:
         f"the reward sidecar did not start: {error}. Its interpreter "
         f"({self._config.python or 'that of the trainer'}) needs what the chosen scorers import: for those of this "
         f"package, torch, numpy, scipy, jaxtyping and ml-collections, and for its learned judges "
-        f"transformers, safetensors, pillow and huggingface-hub."
+        f"transformers, safetensors, pillow and huggingface-hub; launch/install_rewards.sh makes one with all of these."
       ) from error
 
   def _step(self) -> None:

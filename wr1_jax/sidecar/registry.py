@@ -10,15 +10,21 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wr1_jax.config import RewardsConfig
 from wr1_jax.errors import UserError
 
+if TYPE_CHECKING:
+  from wr1_jax.sidecar.judges.checkpoints import Source  # needs huggingface-hub, which not every sidecar has
+
 Kind = Literal["reconstructor", "meta", "general"]
 
 SCORERS: dict[Kind, dict[str, str]] = {
-  "reconstructor": {"photometric": "wr1_jax.sidecar.photometric.scorer:make"},
+  "reconstructor": {
+    "depth_anything_3": "wr1_jax.sidecar.depth_anything.scorer:DepthAnythingReconstructor",
+    "photometric": "wr1_jax.sidecar.photometric.scorer:make",
+  },
   "meta": {
     "offset_view_proxy": "wr1_jax.sidecar.proxies:OffsetViewProxy",
     "qwen3_vl": "wr1_jax.sidecar.judges.qwen3_vl:Qwen3VLJudge",
@@ -75,3 +81,14 @@ def factory(kind: Kind, name: str) -> Callable[[RewardsConfig], Any]:
     return getattr(importlib.import_module(module), attribute)
   except AttributeError as error:
     raise UserError(f"config.rewards.{kind} is '{name}', but the module {module} has no {attribute}.") from error
+
+
+def sources(kind: Kind, name: str, config: RewardsConfig) -> tuple[Source, ...]:
+  """Where a scorer's weights are: what `sources(config)` of its module says; without such a function it has none.
+
+  Raises:
+    UserError: there is no such scorer.
+    ImportError: its module cannot be imported here.
+  """
+  module, _ = location(kind, name)
+  return getattr(importlib.import_module(module), "sources", lambda _: ())(config)

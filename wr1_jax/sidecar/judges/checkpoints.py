@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from wr1_jax.errors import UserError
 
@@ -66,6 +67,18 @@ class Source:
         f"downloaded ({type(error).__name__}: {error}). Where there is a network, run: {self.command}   Then set "
         f"config.{self.option} to that folder."
       ) from error
+
+  def at_hand(self) -> Path | None:
+    """The folder if the files that are needed are in it already; downloads nothing."""
+    folder = Path(self.path) if Path(self.path).is_dir() else None
+    if folder is None and self._on_hub:
+      with contextlib.suppress(LocalEntryNotFoundError):
+        folder = Path(
+          huggingface_hub.snapshot_download(
+            self.path, revision=self.revision, allow_patterns=list(self.files) or None, local_files_only=True
+          )
+        )
+    return folder if folder and all((folder / file).is_file() for file in self.files) else None
 
   @contextlib.contextmanager
   def reading(self) -> Iterator[Path]:

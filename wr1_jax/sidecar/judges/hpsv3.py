@@ -86,6 +86,26 @@ class HPSv3Model(Qwen2VLPreTrainedModel):
     return self.rm_head(hidden[input_ids == reward_id].float())
 
 
+def sources(config: RewardsConfig) -> tuple[Source, ...]:
+  """Where the weights are, and the base model's small files."""
+  options, published = config.hpsv3, HPSv3Config()
+  weights = Source(
+    option="rewards.hpsv3.path",
+    path=options.path,
+    revision=options.revision,
+    published=(published.path, published.revision),
+    files=(CHECKPOINT,),
+  )
+  base = Source(
+    option="rewards.hpsv3.base_path",
+    path=options.base_path,
+    revision=options.base_revision,
+    published=(published.base_path, published.base_revision),
+    files=BASE_FILES,
+  )
+  return weights, base
+
+
 class HPSv3Judge:
   """Makes the judge `hpsv3`; its options are `config.rewards.hpsv3`.
 
@@ -94,21 +114,7 @@ class HPSv3Judge:
   """
 
   def __init__(self, config: RewardsConfig):
-    self._options, published = config.hpsv3, HPSv3Config()
-    weights = Source(
-      option="rewards.hpsv3.path",
-      path=self._options.path,
-      revision=self._options.revision,
-      published=(published.path, published.revision),
-      files=(CHECKPOINT,),
-    )
-    base = Source(
-      option="rewards.hpsv3.base_path",
-      path=self._options.base_path,
-      revision=self._options.base_revision,
-      published=(published.base_path, published.base_revision),
-      files=BASE_FILES,
-    )
+    self._options, (weights, base) = config.hpsv3, sources(config)
     with base.reading() as folder:
       self._inputs = Inputs(folder, padding_side="right")
       architecture = Qwen2VLConfig.from_pretrained(folder)

@@ -37,6 +37,19 @@ camera that stands still or moves straight is worth as much as one filmed in an 
 Answer with the digit and nothing else."""
 
 
+def sources(config: RewardsConfig) -> tuple[Source, ...]:
+  """Where the model is."""
+  options, published = config.qwen3_vl, Qwen3VLConfig()
+  return (
+    Source(
+      option="rewards.qwen3_vl.path",
+      path=options.path,
+      revision=options.revision,
+      published=(published.path, published.revision),
+    ),
+  )
+
+
 class Qwen3VLJudge:
   """Makes the judge `qwen3_vl`; its options are `config.rewards.qwen3_vl`.
 
@@ -45,13 +58,7 @@ class Qwen3VLJudge:
   """
 
   def __init__(self, config: RewardsConfig):
-    options, published = config.qwen3_vl, Qwen3VLConfig()
-    source = Source(
-      option="rewards.qwen3_vl.path",
-      path=options.path,
-      revision=options.revision,
-      published=(published.path, published.revision),
-    )
+    options, (source,) = config.qwen3_vl, sources(config)
     with source.reading() as folder:
       self._inputs = Inputs(folder, padding_side="left")
       self._digits = [self._inputs.token(str(digit)) for digit in range(10)]
