@@ -1,8 +1,8 @@
 """The model that is shipped as "wan-tiny": pre-trained on the toy world, which is rendered while it trains.
 
     python -m wr1_jax.pretrain --config=configs/pretrain.py --workdir=runs/first --config.flow.unsound_share=0
-    python -m wr1_jax.pretrain --config=configs/pretrain.py --workdir=runs/wan-tiny --config.start=runs/first/wan-tiny \\
-        --config.flow.steps=9000
+    python -m wr1_jax.pretrain --config=configs/pretrain.py --workdir=runs/wan-tiny \\
+        --config.start=runs/first/wan-tiny --config.flow.steps=9000
 
 The first trains everything on a rigid world, the second the transformer further on one that is half unsound.
 --minutes=9 ends a run earlier, to go on later; --stages=vae leaves the transformer for then.
