@@ -2,7 +2,10 @@
 
     bash launch/local.sh --accelerator=cuda configs/toy.py --workdir=runs/toy
     .venv/bin/python -m wr1_jax.evaluate --config=configs/toy.py --run=runs/toy --prompts=world_heldout.txt \\
-        --out=runs/toy/evaluation
+        --out=runs/toy/evaluation --config.rewards.reconstruction.max_pixels=15360 \\
+        --config.rewards.reconstruction.max_frames=33 --config.rewards.general_frames=8
+
+The last three options have it reconstruct whole clips, where training takes less of them.
 
 The paper's ablations, and choices of the policy, are variants of it: `--config=configs/toy.py:no_noise_warp`. VARIANTS
 below names them.

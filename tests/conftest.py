@@ -19,3 +19,14 @@ def tiny_folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tiny")
   make_tiny.make(folder, seed=0)
   return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+  """PyTorch computes in one thread, so that its sums do not depend on the machine's cores."""
+  import torch
+
+  before = torch.get_num_threads()
+  torch.set_num_threads(1)
+  yield
+  torch.set_num_threads(before)

@@ -32,12 +32,7 @@ from wr1_jax.sidecar.scorers import Unscored, View
 REWARDS_PYTHON = Path(os.environ.get("WR1_REWARDS_PYTHON", TESTS.parent / ".venv-rewards" / "bin" / "python"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-  before = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- colours ----------------------------------------------------------------------------------------------------------

@@ -25,12 +25,7 @@ from wr1_jax.sidecar.scorers import Scorers, Unscored, View
 PROMPTS = ["a room", "Camera push in, then pan left. A street at night.", "Camera orbit left. Fire."]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-  before = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
